@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol that every codec follows, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from aggregation.errors import (
+    PayloadNotFiniteError,
+    PayloadTooLongError,
+    PayloadTruncatedError,
+    SpecMismatchError,
+)
+from protocol.errors import SpecError
+from protocol.tensors import ParamSpec, Tensors
+
+Payload = bytes | bytearray | memoryview
+
+
+class Codec(Protocol):
+    """Named float32 tensors to bytes and back.
+
+    A payload holds values only: both sides know the ParamSpec, tensors follow one another in the
+    order of their names, numbers are little-endian. Codecs are pure and keep no state.
+    """
+
+    @property
+    def name(self) -> str:
+        """As job files, plans and updates call it."""
+        ...
+
+    def encode(self, tensors: Tensors) -> bytes:
+        """Raises: CodecError for tensors that are not float32 or not finite."""
+        ...
+
+    def decode(self, payload: Payload, spec: ParamSpec, limit: int) -> dict[str, np.ndarray]:
+        """New writable float32 tensors that fit `spec`, every value finite.
+
+        `limit` is the most bytes that the decoded tensors may take in memory. Raises: CodecError
+        for any payload that `encode` could not have written. Cost: linear in payload and spec.
+        """
+        ...
+
+    def payload_bytes(self, spec: ParamSpec) -> int:
+        """The most bytes that `encode` gives for tensors of this spec."""
+        ...
+
+
+def float32_spec(tensors: Tensors) -> ParamSpec:
+    """The spec of tensors about to be encoded. Raises: CodecError."""
+    try:
+        spec = ParamSpec.of(tensors)
+    except SpecError as error:
+        raise SpecMismatchError(str(error)) from None
+    require_float32(spec)
+    return spec
+
+
+def require_float32(spec: ParamSpec) -> None:
+    """Codecs carry float32 only, so that what arrives has the type of what was sent."""
+    for name, entry in spec.entries:
+        if entry.dtype != "float32":
+            raise SpecMismatchError(
+                f'tensor "{name}" is {entry}; codecs carry float32, convert it first'
+            )
+
+
+def require_memory(spec: ParamSpec, limit: int) -> None:
+    """Raises: CodecError if tensors of this spec take more than `limit` bytes."""
+    if spec.nbytes > limit:
+        raise PayloadTooLongError(
+            f"expected tensors of at most {limit} bytes in memory, the spec's take {spec.nbytes}"
+        )
+
+
+def require_length(payload: memoryview, expected: int) -> None:
+    """Raises: CodecError unless the payload has exactly the expected bytes."""
+    if len(payload) < expected:
+        raise PayloadTruncatedError(f"payload: expected {expected} bytes, found {len(payload)}")
+    if len(payload) > expected:
+        raise PayloadTooLongError(f"payload: expected {expected} bytes, found {len(payload)}")
+
+
+def require_finite(values: np.ndarray, spec: ParamSpec) -> None:
+    """Raises: CodecError naming the first tensor of a flat vector that is not finite."""
+    if np.isfinite(values).all():
+        return
+    for name, tensor in split(values, spec).items():
+        if not np.isfinite(tensor).all():
+            raise PayloadNotFiniteError(
+                f'tensor "{name}": expected finite values, found {count_not_finite(tensor)} '
+                "NaN or infinite ones"
+            )
+
+
+def count_not_finite(values: np.ndarray) -> int:
+    """Number of NaN and infinite values."""
+    return values.size - int(np.count_nonzero(np.isfinite(values)))
+
+
+def split(values: np.ndarray, spec: ParamSpec) -> dict[str, np.ndarray]:
+    """A flat vector in name order as named views."""
+    tensors: dict[str, np.ndarray] = {}
+    start = 0
+    for name, entry in spec.entries:
+        tensors[name] = values[start : start + entry.size].reshape(entry.shape)
+        start += entry.size
+    return tensors

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server does with a merged change: one file an optimizer, all behind the
+`ServerOptimizer` protocol. An optimizer sees the current tensors and the mean change of a round and
+gives the next tensors; what it remembers between rounds is a state that the journal can keep."""
+
+from __future__ import annotations
+
+from aggregation.server_optimizers.averaging import Averaging, AveragingState
+from aggregation.server_optimizers.server_optimizer import ServerOptimizer
+
+__all__ = ["Averaging", "AveragingState", "ServerOptimizer"]

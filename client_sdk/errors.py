@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of this package.
+
+ClientError
+├── PlanError        a plan that this client will not follow
+└── TrainingError    the trainer gave something that is no update
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Everything that this package raises on purpose."""
+
+
+class PlanError(ClientError):
+    """The plan is not for this client, this job, or cannot be read."""
+
+
+class TrainingError(ClientError):
+    """What was trained does not fit the job's ParamSpec, or is not finite."""

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's side: job files, the round loop and its journal, admission of updates.
+
+A job (`job.py`) says what is trained; `rounds.py` plays it round by round over any link to
+clients; `admission.py` stands between what a client sent and what is merged; `journal.py` makes a
+run survive a crash. Flower is met in `server_app.py` only. Nothing here imports `client_sdk`: the
+two sides share `protocol` and `aggregation`.
+"""

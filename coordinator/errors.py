@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of this package.
+
+    CoordinatorError
+    ├── JobError              the job file is wrong; holds every fault that was found
+    ├── JournalError          the journal cannot be used
+    │   ├── JournalFormatError    it was written by another version, or is no journal
+    │   └── JournalConflictError  it holds another round, or other tensors, than this run has
+    └── NoClientsError        there is nobody to send a round to
+
+What a client does wrong is none of these: it becomes a `protocol.rejection.Rejection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CoordinatorError(Exception):
+    """Everything that this package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong in a job: which key, what it holds, what it may hold."""
+
+    key: str
+    value: object
+    allowed: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.line is None else f"line {self.line}: "
+        return f"{where}{self.key} = {_shown(self.value)}: {self.allowed}"
+
+
+class JobError(CoordinatorError, ValueError):
+    """A job that cannot be run; `faults` lists everything found wrong, not the first only."""
+
+    def __init__(self, faults: Sequence[Fault], *, source: str = "") -> None:
+        self.faults = tuple(faults)
+        self.source = source
+        head = f"{source}: " if source else ""
+        super().__init__("\n".join(f"{head}{fault}" for fault in self.faults))
+
+
+class JournalError(CoordinatorError):
+    """The journal cannot be opened or used."""
+
+
+class JournalFormatError(JournalError):
+    """The file is no journal, or one of another version."""
+
+
+class JournalConflictError(JournalError):
+    """The journal holds something else than the run that wants to continue it."""
+
+
+class NoClientsError(CoordinatorError):
+    """The link to the clients knows of none."""
+
+
+def _shown(value: object) -> str:
+    """A value as TOML would write it, shortened: job files may hold anything."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{...}"
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about a round when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from protocol.rejection import Rejection, RejectionCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One round: a line of metrics.jsonl, a row of the journal, a step of the progress bar."""
+
+    round: int
+    accuracy: float | None
+    """On the coordinator's test data, a fraction of 1; None in rounds without a test."""
+    loss: float | None
+    train_loss: float | None
+    """Mean of what clients told, weighted by samples; None when none did."""
+    uplink_bytes: int
+    """Updates as they came, headers included; those that were rejected too."""
+    downlink_bytes: int
+    evaluation_bytes: int
+    """Both ways, for tests on the clients' held-out samples; not part of the other two."""
+    clients: int
+    """Asked to train."""
+    updates: int
+    """Merged."""
+    samples: int
+    """Of the merged updates, one pass counted."""
+    rejections: tuple[Rejection, ...]
+    seconds: float
+    fit_seconds: float
+    """The part of `seconds` from the plans to the last update; tests are not in it."""
+    per_client_accuracy: Mapping[str, float]
+    note: str
+    """What else the operator should know; empty for a usual round."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for `json.dumps`."""
+        content: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        content["per_client_accuracy"] = dict(self.per_client_accuracy)
+        content["rejections"] = [
+            {"client": r.client, "code": str(r.code), "reason": r.reason} for r in self.rejections
+        ]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        rejections = tuple(
+            Rejection(
+                client=row["client"],
+                round=content["round"],
+                code=RejectionCode(row["code"]),
+                reason=row["reason"],
+            )
+            for row in content["rejections"]
+        )
+        return cls(**{**content, "rejections": rejections})

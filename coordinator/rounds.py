@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The round loop: plan, exchange, admit, merge, step, journal, report.
+
+It knows no Flower: a `Link` carries messages, here as in every deployment. Whatever a client does,
+the round goes on; only the operator's side raises.
+
+Updates are merged in the order of the clients' names, whatever order they come in, so that every
+way to run clients gives the same bits. One that comes early waits, encoded, for those before it: at
+most the updates of one round, and none where a link answers in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from aggregation.codecs import Codec, codec_named
+from aggregation.errors import MergeError
+from aggregation.mergers import MeanState, WeightedMean
+from aggregation.server_optimizers import Averaging
+from coordinator.admission import Admitted, Expected, admit
+from coordinator.errors import NoClientsError
+from coordinator.job import Job, dump_job
+from coordinator.journal import Journal, UpdateEntry
+from coordinator.link import Failure, Link, Outgoing
+from coordinator.reports import RoundReport
+from protocol.plan import Plan, pack_plan
+from protocol.rejection import Rejection, RejectionCode
+from protocol.tensors import ParamSpec, Tensors
+from protocol.update import MAX_UPDATE_OVERHEAD
+
+Task = Literal["fit", "evaluate"]
+Evaluate = Callable[[Tensors], Mapping[str, float]]
+"""The coordinator's own test of the global tensors: {"accuracy": ..., "loss": ...}."""
+
+
+def run_rounds(
+    job: Job,
+    spec: ParamSpec,
+    initial: Tensors,
+    link: Link,
+    journal: Journal,
+    on_round: Callable[[RoundReport], None],
+    evaluate: Evaluate,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tensors:
+    """Play a job's rounds, from where its journal stands, and give the final tensors.
+
+    `on_round` is called after each round is committed. What it raises ends the run, which may be
+    continued later with the same journal, and then gives the same tensors bit for bit.
+
+    Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`.
+    """
+    if problem := spec.mismatch(initial):
+        raise MergeError(f"initial tensors: {problem}")
+    run = _Run(job=job, hash=job.hash(), spec=spec, link=link)
+    # Averaging remembers nothing from round to round, so a resumed run may begin it anew.
+    optimizer = Averaging(learning_rate=job.aggregation.server_learning_rate)
+    state = optimizer.init(spec)
+    done, tensors = journal.open_run(run.hash, dump_job(job), initial)
+    for number in range(done + 1, job.rounds.count + 1):
+        started = clock()
+        journal.begin_round(run.hash, number)
+        clients = choose_clients(link.node_ids(), job.rounds.clients_per_round, run.seed, number)
+        fit, merged = _fit(run, number, clients, tensors)
+        fit_seconds = clock() - started
+        notes = []
+        if len(fit.updates) < job.rounds.min_updates:
+            notes.append(
+                f"tensors unchanged: {len(fit.updates)} valid updates, "
+                f"rounds.min_updates asks for {job.rounds.min_updates}"
+            )
+        else:
+            try:
+                state, tensors = optimizer.step(state, tensors, run.merger.finish(merged))
+            except MergeError as error:
+                # Finite updates may still add up to what float32 cannot hold: a client's doing,
+                # which must not end the run, though it cannot be said whose.
+                notes.append(f"tensors unchanged: {error}")
+        last = number == job.rounds.count
+        tested: Mapping[str, float] = {}
+        if last or number % job.rounds.evaluate_every == 0:
+            tested = evaluate(tensors)
+            notes.extend(f"test: {name} is {x}" for name, x in tested.items() if _finite(x) is None)
+        clients_tested = _Answers()
+        every = job.rounds.evaluate_clients_every
+        if job.data.held_out and (last or (every and number % every == 0)):
+            clients_tested = _evaluate_clients(run, number, tensors)
+        rejections = (*fit.rejections, *clients_tested.rejections)
+        report = RoundReport(
+            round=number,
+            accuracy=_finite(tested.get("accuracy")),
+            loss=_finite(tested.get("loss")),
+            train_loss=fit.mean_loss(),
+            uplink_bytes=fit.uplink_bytes,
+            downlink_bytes=fit.downlink_bytes,
+            evaluation_bytes=clients_tested.uplink_bytes + clients_tested.downlink_bytes,
+            clients=len(clients),
+            updates=len(fit.updates),
+            samples=sum(update.samples for update in fit.updates),
+            rejections=rejections,
+            seconds=clock() - started,
+            fit_seconds=fit_seconds,
+            per_client_accuracy=clients_tested.accuracy,
+            note="; ".join(notes),
+        )
+        journal.commit_round(
+            run.hash,
+            number,
+            tensors=tensors,
+            report=report.to_json(),
+            updates=fit.updates,
+            rejections=rejections,
+        )
+        on_round(report)
+    return tensors
+
+
+def choose_clients(names: Sequence[str], count: int, seed: int, number: int) -> list[str]:
+    """A round's clients, sorted: `count` of them, or all when it is 0 or there are no more.
+
+    Depends on the names, the seed and the round's number, and on nothing that ran before.
+
+    Raises: NoClientsError when there is none.
+    """
+    known = sorted(names)
+    if not known:
+        raise NoClientsError(f"round {number}: expected at least one client, none is connected")
+    if not 0 < count < len(known):
+        return known
+    drawn = np.random.default_rng([seed, number]).choice(len(known), count, replace=False)
+    return [known[index] for index in sorted(drawn)]
+
+
+def in_order(
+    clients: Sequence[str],
+    answers: Iterable[tuple[str, bytes | Failure]],
+    on_stray: Callable[[str, Failure], None],
+) -> Iterator[tuple[str, bytes | Failure]]:
+    """Answers in the order of `clients`, each as soon as those before it are there.
+
+    A client that gave none gets a Failure in its place; a second answer, or one of a client that
+    was not asked, goes to `on_stray`.
+    """
+    early: dict[str, bytes | Failure] = {}
+    open_ = dict.fromkeys(clients)
+    turn = 0
+    for client, answer in answers:
+        if client not in open_:
+            reason = "answered again, or without having been asked"
+            on_stray(client, Failure(code=RejectionCode.DUPLICATE, reason=reason))
+            continue
+        del open_[client]
+        early[client] = answer
+        while turn < len(clients) and clients[turn] in early:
+            yield clients[turn], early.pop(clients[turn])
+            turn += 1
+    for client in clients[turn:]:
+        silent = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
+        yield client, early.pop(client, silent)
+
+
+def client_seed(seed: int, number: int, client: str) -> int:
+    """The seed of one client's work in one round, whoever else takes part."""
+    digest = hashlib.sha256(f"{seed}/{number}/{client}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What does not change from round to round."""
+
+    job: Job
+    hash: str
+    spec: ParamSpec
+    link: Link
+
+    @property
+    def merger(self) -> WeightedMean:
+        return WeightedMean()
+
+    @property
+    def seed(self) -> int:
+        return self.job.job.seed
+
+    @property
+    def uplink(self) -> Codec:
+        return codec_named(self.job.update.codec)
+
+    @property
+    def downlink(self) -> Codec:
+        return codec_named(self.job.update.downlink_codec)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Answers:
+    """What one exchange has given so far: the loop's own notebook, never handed out."""
+
+    updates: list[UpdateEntry] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+
+    def mean_loss(self) -> float | None:
+        """The clients' training losses, weighted by samples; None when nobody told one."""
+        if not self.losses:
+            return None
+        weight = sum(samples for _, samples in self.losses)
+        mean = math.fsum(loss * samples / weight for loss, samples in self.losses)
+        # Metrics are finite each, yet a hostile one may be near the largest float.
+        return _finite(mean)
+
+
+def _fit(
+    run: _Run, number: int, clients: Sequence[str], tensors: Tensors
+) -> tuple[_Answers, MeanState]:
+    """One exchange of plans and updates; every valid update is merged as its turn comes."""
+    answers = _Answers()
+    merged = run.merger.init(run.spec)
+    uniform = run.job.aggregation.weighting == "uniform"
+    for admitted, size in _exchange(run, number, "fit", clients, tensors, answers):
+        header = admitted.header
+        weight = 1.0 if uniform else float(header.samples)
+        try:
+            merged = run.merger.add(merged, admitted.delta, weight)
+        except MergeError as error:
+            code, reason = RejectionCode.NOT_FINITE, str(error)
+            answers.rejections.append(
+                Rejection(client=header.client, round=number, code=code, reason=reason)
+            )
+            continue
+        entry = UpdateEntry(
+            nonce=header.nonce, client=header.client, samples=header.samples, bytes=size
+        )
+        answers.updates.append(entry)
+        if "loss" in header.metrics:
+            answers.losses.append((header.metrics["loss"], header.samples))
+    return answers, merged
+
+
+def _evaluate_clients(run: _Run, number: int, tensors: Tensors) -> _Answers:
+    """Ask every client for its accuracy on the samples that it holds back."""
+    answers = _Answers()
+    clients = sorted(run.link.node_ids())
+    for admitted, _ in _exchange(run, number, "evaluate", clients, tensors, answers):
+        # A client that holds nothing back answers without metrics, and has no accuracy.
+        header = admitted.header
+        accuracy = header.metrics.get("accuracy", 0.0)
+        if not 0 <= accuracy <= 1:
+            reason = f"answer: expected an accuracy of 0 to 1, found {accuracy:g}"
+            code = RejectionCode.MALFORMED
+            answers.rejections.append(
+                Rejection(client=header.client, round=number, code=code, reason=reason)
+            )
+        elif "accuracy" in header.metrics:
+            answers.accuracy[header.client] = accuracy
+    return answers
+
+
+def _finite(value: float | None) -> float | None:
+    """None for NaN and infinity, which JSON has not; a note says so where it matters."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _exchange(
+    run: _Run,
+    number: int,
+    task: Task,
+    clients: Sequence[str],
+    tensors: Tensors,
+    answers: _Answers,
+) -> Iterator[tuple[Admitted, int]]:
+    """Send plans and admit what comes back, in the order of `clients`, with its size in bytes.
+
+    Bytes are those handed to the link and got from it, containers with their headers.
+    """
+    payload = run.downlink.encode(tensors)
+    spec = run.spec if task == "fit" else None
+    budget = (run.uplink.payload_bytes(run.spec) if spec else 0) + MAX_UPDATE_OVERHEAD
+    nonces = {client: secrets.token_hex(16) for client in clients}
+
+    def outgoing() -> Iterator[Outgoing]:
+        for client in clients:
+            plan = Plan(
+                job=run.hash,
+                round=number,
+                nonce=nonces[client],
+                client=client,
+                downlink_codec=run.downlink.name,
+                uplink_codec=run.uplink.name,
+                task=task,
+                learning_rate=run.job.training.learning_rate,
+                local_epochs=run.job.training.local_epochs,
+                seed=client_seed(run.seed, number, client),
+                max_update_bytes=budget,
+            )
+            blob = pack_plan(plan, payload)
+            answers.downlink_bytes += len(blob)
+            yield Outgoing(client, task, blob)
+
+    def refuse(client: str, failure: Failure) -> None:
+        answers.rejections.append(
+            Rejection(client=client, round=number, code=failure.code, reason=failure.reason)
+        )
+
+    for client, answer in in_order(clients, run.link.exchange(outgoing()), refuse):
+        if isinstance(answer, Failure):
+            refuse(client, answer)
+            continue
+        answers.uplink_bytes += len(answer)
+        expected = Expected(
+            job=run.hash,
+            round=number,
+            nonce=nonces[client],
+            client=client,
+            codec=run.uplink.name,
+            spec=spec,
+            max_bytes=budget,
+            max_samples=run.job.aggregation.max_client_samples,
+        )
+        verdict = admit(answer, expected=expected)
+        if isinstance(verdict, Rejection):
+            answers.rejections.append(verdict)
+        else:
+            yield verdict, len(answer)

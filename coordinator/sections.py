@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a job file, a frozen dataclass each.
+
+Every key is declared once, with `_key`: its default, its range or its choices, and one line of
+help. Type checks, error messages, `describe_job` and the command line's help all come from there.
+Rules that concern several sections stand in `job.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from coordinator.errors import Fault, JobError
+
+Scalar = str | int | float | bool
+
+IMAGE_DATASETS = ("digits", "fashion-mnist")
+TEXT_DATASETS = ("debian-descriptions",)
+IMAGE_BACKBONES = ("vit-small-28",)
+TEXT_BACKBONES = ("all-minilm-l6-v2",)
+
+# The largest integer that TOML, JSON and SQLite all carry exactly.
+_MAX_INT = 2**53 - 1
+_SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
+_PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client)?(,{_SPLIT})?")
+_PARTITIONS = (
+    'expected "iid", "natural", "dirichlet:0.3" (alpha > 0), "shards:2" (shards a client >= 1), '
+    '"domains:mixed" or "domains:one-per-client", these two also as "domains:mixed,dirichlet:0.3"'
+)
+
+
+def _key(
+    default: Scalar,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    pattern: re.Pattern[str] | None = None,
+    allowed: str = "",
+) -> Any:
+    """A key's default, its help, and what it may hold (`above` and `below` are exclusive)."""
+    rules = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "pattern": pattern,
+        "allowed": allowed,
+    }
+    return field(default=default, metadata=rules)
+
+
+def allowed_values(type_name: str, rules: Mapping[str, Any]) -> str:
+    """What a key may hold, in words."""
+    if rules["allowed"]:
+        return str(rules["allowed"])
+    if rules["choices"]:
+        return "expected one of " + ", ".join(f'"{choice}"' for choice in rules["choices"])
+    kind = {
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a text",
+    }[type_name]
+    words = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
+    bounds = [f"{sign} {rules[name]:g}" for name, sign in words.items() if rules[name] is not None]
+    return "expected " + " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def value_fault(key: str, type_name: str, rules: Mapping[str, Any], value: object) -> Fault | None:
+    """What is wrong with one value, None if nothing is."""
+    fault = Fault(key=key, value=value, allowed=allowed_values(type_name, rules))
+    if type_name == "bool":
+        return None if isinstance(value, bool) else fault
+    if type_name == "str":
+        if not isinstance(value, str):
+            return fault
+        pattern = rules["pattern"]
+        fits = (not rules["choices"] or value in rules["choices"]) and (
+            pattern is None or pattern.fullmatch(value) is not None
+        )
+        return None if fits else fault
+    numeric = (int,) if type_name == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numeric):
+        return fault
+    if not math.isfinite(value) or abs(value) > _MAX_INT:
+        return fault
+    fits = (
+        (rules["low"] is None or value >= rules["low"])
+        and (rules["high"] is None or value <= rules["high"])
+        and (rules["above"] is None or value > rules["above"])
+        and (rules["below"] is None or value < rules["below"])
+    )
+    return None if fits else fault
+
+
+def _check(section: object, name: str) -> None:
+    """Check every key of a section, and turn whole numbers into floats where floats belong."""
+    faults = []
+    for item in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, item.name)
+        fault = value_fault(f"{name}.{item.name}", str(item.type), item.metadata, value)
+        if fault is not None:
+            faults.append(fault)
+        elif item.type == "float" and isinstance(value, int):
+            # `learning_rate = 1` and `= 1.0` are the same job and must hash alike.
+            object.__setattr__(section, item.name, float(value))
+    if faults:
+        raise JobError(faults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSection:
+    """`[job]`"""
+
+    name: str = _key("job", "name of the run, shown in reports; does not change the result")
+    seed: int = _key(0, "seed of every random choice", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self, "job")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSection:
+    """`[backbone]`: a backbone by name, or a folder."""
+
+    name: str = _key(
+        "vit-small-28",
+        "backbone that is fine-tuned, by name; empty where `path` is given",
+        choices=(*IMAGE_BACKBONES, *TEXT_BACKBONES, ""),
+    )
+    path: str = _key("", "backbone as a Hugging Face folder, relative to the job file")
+    random_weights: bool = _key(False, "forget the pre-trained weights (a control experiment)")
+
+    def __post_init__(self) -> None:
+        _check(self, "backbone")
+        if bool(self.name) == bool(self.path):
+            allowed = 'expected either a name, or name = "" and a path'
+            raise JobError([Fault(key="backbone.path", value=self.path, allowed=allowed)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """`[data]`"""
+
+    dataset: str = _key(
+        "digits",
+        "digits, fashion-mnist, debian-descriptions, or a folder relative to the job file",
+        pattern=re.compile(r"(?s).+"),
+        allowed="expected "
+        + ", ".join(f'"{name}"' for name in (*IMAGE_DATASETS, *TEXT_DATASETS))
+        + " or a folder",
+    )
+    clients: int = _key(20, "number of clients", low=1, high=100_000)
+    partition: str = _key(
+        "iid", "how samples are dealt to clients", pattern=_PARTITION, allowed=_PARTITIONS
+    )
+    held_out: float = _key(
+        0.2, "share of each client's samples kept for its own test", low=0, below=1
+    )
+    samples_per_client: int = _key(0, "most samples a client holds; 0: all dealt to it", low=0)
+    max_train_samples: int = _key(0, "training samples used of the data set; 0: all", low=0)
+    max_test_samples: int = _key(0, "test samples used of the data set; 0: all", low=0)
+    max_length: int = _key(24, "tokens a text is cut to", low=2, high=512)
+    classes: int = _key(16, "classes kept, the largest first (debian-descriptions)", low=2)
+
+    def __post_init__(self) -> None:
+        _check(self, "data")
+        split = self.partition.rpartition(",")[2]
+        setting = split.partition(":")[2]
+        if split.startswith(("dirichlet", "shards")) and not 0 < float(setting) < math.inf:
+            raise JobError([Fault(key="data.partition", value=self.partition, allowed=_PARTITIONS)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """`[method]`: a name, and settings that the method's own dataclass checks."""
+
+    name: str = "lora"
+    settings: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not isinstance(self.name, str) or not self.name:
+            allowed = 'expected the name of a method, e.g. "lora"'
+            faults.append(Fault(key="method.name", value=self.name, allowed=allowed))
+        settings: dict[str, Scalar | tuple[Scalar, ...]] = {}
+        for key, value in self.settings.items():
+            # TOML gives lists; a tuple cannot be changed behind the job's back.
+            settings[key] = tuple(value) if isinstance(value, list | tuple) else value
+            items = value if isinstance(value, list | tuple) else (value,)
+            if not all(_is_scalar(item) for item in items):
+                allowed = "expected a finite number, a text, true or false, or a list of those"
+                faults.append(Fault(key=f"method.{key}", value=value, allowed=allowed))
+        if faults:
+            raise JobError(faults)
+        object.__setattr__(self, "settings", settings)
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return math.isfinite(value) and abs(value) <= _MAX_INT
+    return isinstance(value, str | bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSection:
+    """`[training]`: what a client does in a round."""
+
+    optimizer: str = _key("sgd", "the client's optimizer", choices=("sgd", "adamw"))
+    learning_rate: float = _key(0.05, "the client's learning rate", above=0, high=100)
+    weight_decay: float = _key(0.0, "decoupled weight decay a step", low=0, high=1)
+    momentum: float = _key(0.0, "momentum of sgd; 0: none", low=0, below=1)
+    batch_size: int = _key(8, "samples a step", low=1, high=65_536)
+    local_epochs: int = _key(1, "passes over the client's samples a round", low=1, high=1000)
+
+    def __post_init__(self) -> None:
+        _check(self, "training")
+        if self.optimizer == "adamw" and self.momentum:
+            allowed = 'expected 0 with optimizer = "adamw", which has none'
+            raise JobError([Fault(key="training.momentum", value=self.momentum, allowed=allowed)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSection:
+    """`[update]`: how tensors travel."""
+
+    codec: str = _key(
+        "float32", "encoding of updates (uplink)", choices=("float32", "float16", "one-bit")
+    )
+    # One bit a value would not describe the global tensors, only a change to them.
+    downlink_codec: str = _key(
+        "float32", "encoding of the global tensors (downlink)", choices=("float32", "float16")
+    )
+
+    def __post_init__(self) -> None:
+        _check(self, "update")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSection:
+    """`[aggregation]`"""
+
+    merger: str = _key("weighted-mean", "how updates are combined", choices=("weighted-mean",))
+    weighting: str = _key("samples", "weight of an update", choices=("samples", "uniform"))
+    server_learning_rate: float = _key(
+        1.0, "share of the mean update that is applied", above=0, high=100
+    )
+    max_client_samples: int = _key(
+        1_000_000, "largest sample count that is believed; an update above is rejected", low=1
+    )
+
+    def __post_init__(self) -> None:
+        _check(self, "aggregation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsSection:
+    """`[rounds]`"""
+
+    count: int = _key(10, "number of rounds", low=1, high=1_000_000)
+    clients_per_round: int = _key(0, "clients drawn for a round; 0: all", low=0)
+    evaluate_every: int = _key(
+        1, "rounds between tests of the global tensors (the last is always tested)", low=1
+    )
+    evaluate_clients_every: int = _key(
+        0, "rounds between tests on the clients' held-out samples; 0: after the last only", low=0
+    )
+    min_updates: int = _key(1, "valid updates without which a round changes nothing", low=1)
+    timeout_s: float = _key(0.0, "seconds waited for a client's answer; 0: no limit", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self, "rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationSection:
+    """`[simulation]`: how clients are run; the one section that is not part of the job's hash."""
+
+    backend: str = _key("cohort", "how clients are run", choices=("cohort", "sequential", "ray"))
+    engine: str = _key("onnx", "what runs the training step", choices=("onnx", "torch"))
+    cohort_size: int = _key(0, "clients in one cohort; 0: chosen by measurement", low=0)
+    device: str = _key("cpu", "where torch runs", choices=("cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        _check(self, "simulation")
+        if self.device == "cuda" and self.engine != "torch":
+            allowed = 'expected "cpu", or engine = "torch" beside it'
+            raise JobError([Fault(key="simulation.device", value=self.device, allowed=allowed)])

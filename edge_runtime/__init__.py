@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on a device, in numpy and onnxruntime alone: open a signed bundle, turn the device's
+own data into model inputs, plan the batches, and train, evaluate and predict with the bundle's
+compiled graphs. No code comes with a bundle; what differs by one byte from what the coordinator
+signed is refused before any of it is loaded. onnxruntime is imported with the first graph."""
+
+from __future__ import annotations
+
+from edge_runtime.batches import batch_plan, evaluation_plan
+from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.errors import (
+    BundleContentError,
+    BundleError,
+    BundleFormatError,
+    BundleMissingError,
+    BundlePathError,
+    BundleSignatureError,
+    DataError,
+    EdgeError,
+    TrainingError,
+)
+from edge_runtime.preprocessing import apply as preprocess
+
+__all__ = [
+    "Bundle",
+    "BundleContentError",
+    "BundleError",
+    "BundleFormatError",
+    "BundleMissingError",
+    "BundlePathError",
+    "BundleSignatureError",
+    "DataError",
+    "EdgeError",
+    "TrainingError",
+    "batch_plan",
+    "evaluation_plan",
+    "open_bundle",
+    "preprocess",
+]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedloom bench`: the figures that the project promises, measured on this machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedloom.cli.plain import PlainCommand
+
+app = typer.Typer(
+    help="Measure, and print each figure beside its target.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+_Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the JSON object to FILE too.")
+]
+
+
+class _Bench(StrEnum):
+    SIMULATION = "simulation"
+    WIRE = "wire"
+    DEVICE = "device"
+
+
+@app.command(cls=PlainCommand)
+def simulation(as_json: _Json = False, out: _Out = None) -> None:
+    """Cohort against sequential, Ray and central training; accuracies."""
+    _measure(_Bench.SIMULATION, as_json=as_json, out=out)
+
+
+@app.command(cls=PlainCommand)
+def wire(as_json: _Json = False, out: _Out = None) -> None:
+    """Bytes on the wire and what compression costs."""
+    _measure(_Bench.WIRE, as_json=as_json, out=out)
+
+
+@app.command(cls=PlainCommand)
+def device(as_json: _Json = False, out: _Out = None) -> None:
+    """Start, memory and step time of a device beside torch; parity of the graphs."""
+    _measure(_Bench.DEVICE, as_json=as_json, out=out)
+
+
+def _measure(bench: _Bench, *, as_json: bool, out: Path | None) -> None:
+    from importlib import import_module
+
+    from fedloom.progress import progress_on
+    from simulations.benchmarks.figure import to_json, to_table
+
+    module = import_module(f"simulations.benchmarks.{bench}")
+    with progress_on() as progress:
+        figures = module.figures(progress)
+    document = to_json(figures)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(document, encoding="utf-8")
+    typer.echo(document if as_json else to_table(figures), nl=not as_json)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the coordinator asks of one client in one round: settings, and the current tensors encoded.
+
+Magic `FLPL`; the form is that of container.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from protocol import _checks
+from protocol.container import FIXED_BYTES, Blob, pack, require_canonical, unpack
+from protocol.errors import MalformedError
+from protocol.limits import (
+    MAX_CLIENT_LENGTH,
+    MAX_CODEC_LENGTH,
+    MAX_EPOCHS,
+    MAX_HEADER_BYTES,
+    MAX_NONCE_LENGTH,
+    MAX_PAYLOAD_BYTES,
+    MAX_ROUND,
+    MAX_SEED,
+    MIN_NONCE_LENGTH,
+)
+from protocol.update import MAX_UPDATE_OVERHEAD
+
+PLAN_MAGIC: Final = b"FLPL"
+MAX_PLAN_OVERHEAD: Final = FIXED_BYTES + MAX_HEADER_BYTES
+"""What a plan may be longer than its payload."""
+
+_TASKS: Final = ("fit", "evaluate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One client's work. An answer repeats `job`, `round`, `nonce` and `client`."""
+
+    job: str  # SHA-256 of the job, 64 hex digits
+    round: int
+    nonce: str  # hex; one attempt of one round
+    client: str
+    downlink_codec: str  # of this plan's payload
+    uplink_codec: str  # of the update that is asked for
+    task: Literal["fit", "evaluate"]
+    learning_rate: float  # at least 0
+    local_epochs: int  # at least 1 to fit; evaluation does not read it
+    seed: int
+    max_update_bytes: int  # a longer answer is rejected; headers included
+
+    def __post_init__(self) -> None:
+        error = MalformedError
+        _checks.hexadecimal("job", self.job, 64, 64, error)
+        self._set_integer("round", 0, MAX_ROUND)
+        _checks.hexadecimal("nonce", self.nonce, MIN_NONCE_LENGTH, MAX_NONCE_LENGTH, error)
+        _checks.text("client", self.client, MAX_CLIENT_LENGTH, error)
+        _checks.text("downlink_codec", self.downlink_codec, MAX_CODEC_LENGTH, error)
+        _checks.text("uplink_codec", self.uplink_codec, MAX_CODEC_LENGTH, error)
+        _checks.one_of("task", self.task, _TASKS, error)
+        rate = _checks.real("learning_rate", self.learning_rate, error, low=0.0)
+        object.__setattr__(self, "learning_rate", rate)
+        self._set_integer("local_epochs", 1 if self.task == "fit" else 0, MAX_EPOCHS)
+        self._set_integer("seed", 0, MAX_SEED)
+        self._set_integer("max_update_bytes", 1, MAX_PAYLOAD_BYTES + MAX_UPDATE_OVERHEAD)
+
+    def _set_integer(self, field: str, low: int, high: int) -> None:
+        checked = _checks.integer(field, getattr(self, field), low, high, MalformedError)
+        object.__setattr__(self, field, checked)
+
+
+def pack_plan(plan: Plan, payload: Blob) -> bytes:
+    """The bytes that travel."""
+    return pack(PLAN_MAGIC, _to_json(plan), payload)
+
+
+def unpack_plan(blob: Blob, *, max_bytes: int) -> tuple[Plan, memoryview]:
+    """Plan and payload; the payload is a read-only view of `blob`. Raises: ContainerError."""
+    value, text, payload = unpack(PLAN_MAGIC, blob, max_bytes=max_bytes)
+    fields = _checks.keys("header", value, _FIELDS, MalformedError)
+    plan = Plan(**fields)
+    require_canonical(_to_json(plan), text)
+    return plan, payload
+
+
+_FIELDS: Final = (
+    "job",
+    "round",
+    "nonce",
+    "client",
+    "downlink_codec",
+    "uplink_codec",
+    "task",
+    "learning_rate",
+    "local_epochs",
+    "seed",
+    "max_update_bytes",
+)
+
+
+def _to_json(plan: Plan) -> dict[str, object]:
+    return {name: getattr(plan, name) for name in _FIELDS}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal: what is committed stays, what is not leaves no trace."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.errors import JournalConflictError, JournalFormatError
+from coordinator.journal import Journal, UpdateEntry
+from protocol.rejection import Rejection, RejectionCode
+
+JOB = "ab" * 32
+REJECTION = Rejection(client="c1", round=1, code=RejectionCode.NOT_FINITE, reason="NaN")
+
+
+def commit(journal: Journal, number: int, **changes: Any) -> None:
+    content: dict[str, Any] = {
+        "tensors": {"w": np.full((2, 2), number, np.float32), "s": np.array(1, np.float32)},
+        "report": {"round": number},
+        "updates": [UpdateEntry(nonce=f"n{number}", client="c0", samples=3, bytes=70)],
+        "rejections": [REJECTION],
+    }
+    journal.commit_round(JOB, number, **{**content, **changes})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+def test_committed_round_is_there_when_opened_again(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        assert journal.open_run(JOB, "", initial)[0] == 0
+        assert journal.begin_round(JOB, 1) == 1
+        commit(journal, 1)
+    with Journal(path) as journal:
+        done, tensors = journal.open_run(JOB, "", initial)
+        assert done == 1
+        assert tensors["w"].tolist() == [[1, 1], [1, 1]] and tensors["s"].shape == ()
+        assert journal.reports(JOB) == [{"round": 1}]
+        assert journal.rejections(JOB) == [REJECTION]
+        assert journal.counted("n1") and not journal.counted("n2")
+
+
+def test_round_is_begun_again_when_it_was_not_committed(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        assert journal.begin_round(JOB, 1) == 1
+    with Journal(path) as journal:
+        assert journal.open_run(JOB, "", initial)[0] == 0
+        assert journal.begin_round(JOB, 1) == 2
+
+
+def test_nothing_of_a_round_stays_when_its_commit_fails(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        journal.begin_round(JOB, 1)
+        commit(journal, 1)
+        journal.begin_round(JOB, 2)
+        twice = [UpdateEntry(nonce="n1", client="c0", samples=3, bytes=70)]
+        with pytest.raises(JournalConflictError, match="counted before"):
+            commit(journal, 2, updates=twice)
+        with pytest.raises(ValueError, match="Out of range float"):
+            commit(journal, 2, report={"loss": float("nan")})
+        assert journal.reports(JOB) == [{"round": 1}] and journal.tensors(JOB, 2) is None
+        commit(journal, 2)
+        assert len(journal.rejections(JOB)) == 2
+
+
+def test_round_is_committed_once_and_after_it_began(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        with pytest.raises(JournalConflictError, match="round 1 was not begun"):
+            commit(journal, 1)
+        journal.begin_round(JOB, 1)
+        commit(journal, 1)
+        for again in (lambda: commit(journal, 1), lambda: journal.begin_round(JOB, 1)):
+            with pytest.raises(JournalConflictError, match="committed already"):
+                again()
+
+
+def test_old_tensors_are_let_go_when_asked(path: Path, initial: Any) -> None:
+    with Journal(path, keep_tensors=2) as journal:
+        journal.open_run(JOB, "", initial)
+        for number in range(1, 5):
+            journal.begin_round(JOB, number)
+            commit(journal, number)
+        kept = [journal.tensors(JOB, number) is not None for number in range(1, 5)]
+        assert kept == [False, False, True, True]
+        assert len(journal.reports(JOB)) == 4
+
+
+def test_other_initial_tensors_are_refused(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        with pytest.raises(JournalConflictError, match="start it in a new folder"):
+            journal.open_run(JOB, "", {**initial, "b": np.ones(3, np.float32)})
+        assert journal.open_run("cd" * 32, "", initial)[0] == 0
+
+
+def test_other_file_is_refused_and_left_as_it_was(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to be looked at" * 20)
+    before = path.read_bytes()
+    with pytest.raises(JournalFormatError, match="found another file"):
+        Journal(path)
+    assert path.read_bytes() == before
+    other = path.with_name("other.sqlite")
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE t (x)")
+    database.close()
+    with pytest.raises(JournalFormatError, match="found another database"):
+        Journal(other)
+
+
+def test_journal_of_another_version_is_refused(path: Path) -> None:
+    Journal(path).close()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 9")
+    database.close()
+    with pytest.raises(JournalFormatError, match="found version 9"):
+        Journal(path)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method is: it attaches its tensors to a backbone and says what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tuning.backbones import Backbone
+
+Batch = Mapping[str, "torch.Tensor"]
+
+
+def unchanged(batch: Batch) -> Batch:
+    """The batch as the backbone's preprocessing made it."""
+    return batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """A backbone with a method's tensors attached.
+
+    Attributes:
+        module: answers one batch, given by keyword, with `.logits` [batch, classes].
+        trainable: what is trained and travels: public name -> parameter name in `module`.
+        fold: takes a copy of `module` with trained tensors in it and returns the module to use
+            for inference, with the tensors merged into the backbone; None where a method cannot
+            be merged and `module` itself is used.
+        prepare: what must happen to a batch before `module` sees it.
+        peft_config: the peft configuration that the tensors belong to, where peft has the method.
+    """
+
+    module: nn.Module
+    trainable: Mapping[str, str]
+    fold: Callable[[nn.Module], nn.Module] | None = None
+    prepare: Callable[[Batch], Batch] = field(default=unchanged)
+    peft_config: Any = None
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The trainable tensors by public name, sorted, detached from any graph."""
+        found = dict(self.module.named_parameters())
+        return {name: found[self.trainable[name]].detach() for name in sorted(self.trainable)}
+
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """Every other parameter and saved buffer of the module, by its name there."""
+        trained = set(self.trainable.values())
+        return {
+            name: tensor.detach()
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            if name not in trained
+        }
+
+
+class Method(Protocol):
+    """A parameter-efficient fine-tuning method and its settings.
+
+    `mean_is_exact` says whether the mean of the clients' tensors gives the network with the mean
+    of the clients' changes, as it does for anything linear in its tensors.
+    """
+
+    name: ClassVar[str]
+    mean_is_exact: ClassVar[bool]
+
+    def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
+        """Attach freshly drawn tensors. The backbone's own model is changed and then owned."""
+        ...
+
+
+def classifier_parameters(backbone: Backbone) -> dict[str, str]:
+    """Public name -> parameter name of the classification layer, which every method trains."""
+    prefix = backbone.classifier + "."
+    return {
+        name: name for name, _ in backbone.model.named_parameters() if name.startswith(prefix)
+    }
