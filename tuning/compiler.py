@@ -42,9 +42,7 @@ BACKBONE_FILE: Final = "backbone.safetensors"
 INITIAL_FILE: Final = "initial.safetensors"
 PREDICT_FILE: Final = "predict.safetensors"
 INFO_FILE: Final = "compiled.json"
-GRAPHS: Final = {
-    role: f"{role}.onnx" for role in ("train", "evaluate", "predict")
-}
+GRAPHS: Final = {role: f"{role}.onnx" for role in ("train", "evaluate", "predict")}
 # Compiled jobs that are kept; the least recently used go first. A text job is about 100 MB.
 CACHE_ENTRIES: Final = 24
 
@@ -59,6 +57,8 @@ class Compiled:
     state: ParamSpec
     inputs: tuple[tuple[str, TensorSpec], ...]
     preprocessing: Preprocessing
+    total_parameters: int
+    """Of the backbone with its classifier, whatever is trained."""
     step_flops: int
     """Floating point operations of one training step of one client, full batch."""
 
@@ -125,10 +125,15 @@ def cohort_graph(compiled: Compiled, recipe: Recipe, clients: int) -> Path:
     return path
 
 
-def write_predict_weights(recipe: Recipe, tensors: Tensors, folder: Path) -> None:
-    """Write the weights of `predict.onnx` for a trained adapter."""
-    _, tuned = recipe.build()
-    _save_predict_weights(tuned, _as_torch(tensors), folder)
+def save_predict_weights(tuned: Tuned, tensors: Tensors, folder: Path) -> None:
+    """Write the weights of `predict.onnx` that depend on the adapter, for trained tensors."""
+    from safetensors.torch import save_file
+
+    _, used = _inference_form(tuned, _as_torch(tensors))
+    save_file(
+        {name: used[name].contiguous().clone() for name in sorted(_adapter_weights(tuned, used))},
+        folder / PREDICT_FILE,
+    )
 
 
 def _compile_into(folder: Path, recipe: Recipe) -> None:
@@ -183,7 +188,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     kept = {name: shared[name].contiguous().clone() for name in sorted(wanted)}
     save_file(kept, folder / BACKBONE_FILE)
     save_file({n: v.contiguous() for n, v in trainable.items()}, folder / INITIAL_FILE)
-    _save_predict_weights(tuned, trainable, folder, changed)
+    save_predict_weights(tuned, _as_numpy(trainable), folder)
     places = graphs.stored_tensors(folder / BACKBONE_FILE)
     for role, model in (("train", train), ("evaluate", evaluated)):
         graphs.refer_to_weights(model, places)
@@ -204,6 +209,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
             name: getattr(backbone.preprocessing, name)
             for name in ("kind", "size", "channels", "mean", "std", "max_length")
         },
+        "total_parameters": sum(value.numel() for value in used.values()),
         "step_flops": step_flops(tuned, examples),
     }
     (folder / INFO_FILE).write_text(json.dumps(info, sort_keys=True), encoding="utf-8")
@@ -223,6 +229,7 @@ def _read_info(folder: Path) -> Compiled:
             (name, TensorSpec(tuple(shape), dtype)) for name, dtype, shape in info["inputs"]
         ),
         preprocessing=Preprocessing(**preprocessing),
+        total_parameters=info["total_parameters"],
         step_flops=info["step_flops"],
     )
 
@@ -334,21 +341,6 @@ def _adapter_weights(tuned: Tuned, used: Mapping[str, torch.Tensor]) -> set[str]
     }
     _, moved = _inference_form(tuned, other)
     return {name for name, value in used.items() if not torch.equal(value, moved[name])}
-
-
-def _save_predict_weights(
-    tuned: Tuned,
-    tensors: Mapping[str, torch.Tensor],
-    folder: Path,
-    changed: set[str] | None = None,
-) -> None:
-    from safetensors.torch import save_file
-
-    _, used = _inference_form(tuned, tensors)
-    names = _adapter_weights(tuned, used) if changed is None else changed
-    save_file(
-        {name: used[name].contiguous().clone() for name in sorted(names)}, folder / PREDICT_FILE
-    )
 
 
 def _as_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

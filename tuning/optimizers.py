@@ -35,7 +35,11 @@ def initial_state(spec: TrainingSpec, trainable: Named) -> dict[str, torch.Tenso
 
 
 def step(
-    spec: TrainingSpec, trainable: Named, gradients: Named, state: Named, learning_rate: torch.Tensor
+    spec: TrainingSpec,
+    trainable: Named,
+    gradients: Named,
+    state: Named,
+    learning_rate: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """One optimizer step: the new tensors and the new state, nothing changed in place."""
     if spec.optimizer == "adamw":
@@ -44,7 +48,11 @@ def step(
 
 
 def _sgd(
-    spec: TrainingSpec, trainable: Named, gradients: Named, state: Named, learning_rate: torch.Tensor
+    spec: TrainingSpec,
+    trainable: Named,
+    gradients: Named,
+    state: Named,
+    learning_rate: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     updated, kept = {}, {}
     for name, value in trainable.items():
@@ -59,7 +67,11 @@ def _sgd(
 
 
 def _adamw(
-    spec: TrainingSpec, trainable: Named, gradients: Named, state: Named, learning_rate: torch.Tensor
+    spec: TrainingSpec,
+    trainable: Named,
+    gradients: Named,
+    state: Named,
+    learning_rate: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     steps = state["steps"] + 1.0
     correction_1 = 1.0 - torch.pow(BETA_1, steps)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,24 @@ def test_comparison_holds_every_run_in_table_plot_and_json(tmp_path: Path) -> No
         assert text.count(f">{record.name}<") >= 2  # legend and table
     assert text.count("<polyline") == 2 * len(methods)
     assert document["runs"][0]["curve"][-1]["bytes"] == (2_000 + 38_612) * 20 * 8
+
+
+def test_comparison_runs_jobs_and_reads_finished_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulate(job: Any, out: Path, *, progress: Any) -> None:
+        fake_run(out, name=job.job.name, method=job.method.name)
+
+    stand_in = types.ModuleType("simulations.run")
+    stand_in.simulate = simulate  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "simulations.run", stand_in)
+    job = tmp_path / "digits-head.toml"
+    job.write_text('[job]\nname = "digits-head"\n[method]\nname = "head"\n')
+    finished = fake_run(tmp_path / "finished")
+    out = tmp_path / "out"
+    records = compare(prepare([job, finished]), out, progress=SilentProgress())
+    assert [record.folder for record in records] == [out / "digits-head", finished]
+    assert records[0].summary["method"] == "head"
 
 
 def test_comparison_says_what_differs(tmp_path: Path) -> None:

@@ -82,9 +82,7 @@ def load_backbone(
         BackboneError: the folder is missing, holds no configuration or weights that fit, or is a
             model for neither images nor text.
     """
-    folder = (
-        name_or_folder if isinstance(name_or_folder, Path) else backbone_folder(name_or_folder)
-    )
+    folder = name_or_folder if isinstance(name_or_folder, Path) else backbone_folder(name_or_folder)
     name = folder.name if isinstance(name_or_folder, Path) else name_or_folder
     if classes < 2:
         raise BackboneError(f"a classifier needs at least 2 classes, the data has {classes}")
@@ -101,7 +99,9 @@ def load_backbone(
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     kind: Literal["image", "text"] = "image" if hasattr(config, "image_size") else "text"
-    auto = AutoModelForImageClassification if kind == "image" else AutoModelForSequenceClassification
+    auto = (
+        AutoModelForImageClassification if kind == "image" else AutoModelForSequenceClassification
+    )
     config.num_labels = classes
     for knob in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         if getattr(config, knob, None) is not None:

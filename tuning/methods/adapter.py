@@ -47,7 +47,14 @@ class ParallelBottleneck(nn.Module):
     """Adds a bottleneck of the tapped residual stream to the output of a layer."""
 
     def __init__(
-        self, base_layer: nn.Module, tap: Tap, *, width: int, dim: int, scale: float, used: WeightMap
+        self,
+        base_layer: nn.Module,
+        tap: Tap,
+        *,
+        width: int,
+        dim: int,
+        scale: float,
+        used: WeightMap,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -108,7 +115,6 @@ def attach_bottlenecks(
             path = f"{family.blocks}.{index}.{family.ffn_output}.{name}"
             trainable[path] = path
     return Tuned(module=backbone.model, trainable=trainable)
-
 
 
 def _replace(block: nn.Module, path: str, module: nn.Module) -> None:

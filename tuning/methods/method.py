@@ -74,6 +74,4 @@ class Method(Protocol):
 def classifier_parameters(backbone: Backbone) -> dict[str, str]:
     """Public name -> parameter name of the classification layer, which every method trains."""
     prefix = backbone.classifier + "."
-    return {
-        name: name for name, _ in backbone.model.named_parameters() if name.startswith(prefix)
-    }
+    return {name: name for name, _ in backbone.model.named_parameters() if name.startswith(prefix)}

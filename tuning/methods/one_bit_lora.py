@@ -75,9 +75,7 @@ class OneBitLoRA:
         for index, block in enumerate(backbone.model.get_submodule(family.blocks).children()):
             for path in (family.query, family.value):
                 parent, _, leaf = path.rpartition(".")
-                layer = OneBitLowRank(
-                    block.get_submodule(path), rank=self.rank, scale=self.scale
-                )
+                layer = OneBitLowRank(block.get_submodule(path), rank=self.rank, scale=self.scale)
                 nn.init.xavier_uniform_(layer.down, generator=generator)
                 nn.init.trunc_normal_(
                     layer.up, std=UP_STD, a=-2 * UP_STD, b=2 * UP_STD, generator=generator

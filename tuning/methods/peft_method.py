@@ -6,6 +6,7 @@ Saved and read in peft's own layout, so that a result opens in the ecosystem.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -87,7 +88,9 @@ def attach_peft(
                 **settings,
             }
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 for a property that it renamed.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             torch.manual_seed(seed)
             wrapped = get_peft_model(backbone.model, config, adapter_name=ADAPTER)
     except (TypeError, ValueError, KeyError) as fault:

@@ -76,9 +76,7 @@ class Prompt:
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.empty(self.length, dim).uniform_(-bound, bound, generator=generator)
         parent, _, leaf = path.rpartition(".")
-        setattr(
-            backbone.model.get_submodule(parent), leaf, PromptedEmbeddings(embeddings, prompt)
-        )
+        setattr(backbone.model.get_submodule(parent), leaf, PromptedEmbeddings(embeddings, prompt))
         trainable = classifier_parameters(backbone)
         trainable[f"{path}.prompt"] = f"{path}.prompt"
         return Tuned(module=backbone.model, trainable=trainable, prepare=self._widen_mask)

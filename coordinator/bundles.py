@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a job to its signed bundle: compiled by `tuning`, described and signed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordinator.job import Job
+from protocol.files import MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME
+from protocol.manifest import Manifest, TrainingSpec, hash_files
+from protocol.signing import public_key_hex, sign
+from tuning.compiler import GRAPHS, Compiled
+from tuning.recipe import Recipe
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+def recipe_of(job: Job, classes: int) -> Recipe:
+    """What of a job decides the compiled step, for data of `classes` classes."""
+    training = job.training
+    return Recipe(
+        backbone=Path(job.backbone.path) if job.backbone.path else job.backbone.name,
+        classes=classes,
+        seed=job.job.seed,
+        method=job.method.name,
+        settings=job.method.settings,
+        training=TrainingSpec(
+            batch_size=training.batch_size,
+            optimizer=training.optimizer,  # type: ignore[arg-type]
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            momentum=training.momentum,
+            local_epochs=training.local_epochs,
+        ),
+        max_length=job.data.max_length,
+        random_weights=job.backbone.random_weights,
+    )
+
+
+def write_bundle(
+    job: Job,
+    recipe: Recipe,
+    compiled: Compiled,
+    class_names: Sequence[str],
+    key: Ed25519PrivateKey,
+    folder: Path,
+) -> Path:
+    """Copy a compiled job into `folder`, describe it and sign it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in compiled.files():
+        shutil.copyfile(compiled.folder / name, folder / name)
+    manifest = Manifest(
+        job=job.hash(),
+        backbone=compiled.backbone,
+        method=job.method.name,
+        task="classification",
+        class_names=tuple(class_names),
+        trainable=compiled.trainable,
+        state=compiled.state,
+        inputs=compiled.inputs,
+        preprocessing=compiled.preprocessing,
+        training=recipe.training,
+        graphs=GRAPHS,
+    )
+    sign_bundle(manifest, key, folder)
+    return folder
+
+
+def sign_bundle(manifest: Manifest, key: Ed25519PrivateKey, folder: Path) -> None:
+    """Take the files as they now are into the manifest, and sign it."""
+    raw = dataclasses.replace(manifest, files=hash_files(folder)).to_json()
+    (folder / MANIFEST_NAME).write_bytes(raw)
+    (folder / SIGNATURE_NAME).write_bytes(sign(raw, key))
+    (folder / SIGNER_NAME).write_text(public_key_hex(key) + "\n", encoding="ascii")

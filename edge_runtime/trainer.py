@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train and evaluate with a verified bundle, on onnxruntime alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from edge_runtime.batches import batch_plan
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import DataError, TrainingError
+from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
+from protocol.tensors import Tensors
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from protocol.manifest import Manifest
+
+# Rows evaluated at once: enough to fill a core's vector units, small enough to stay in its cache.
+EVALUATION_ROWS: Final = 64
+
+
+class OnnxTrainer:
+    """A bundle's graphs, loaded when they are first needed. One thread a core where `threads` is 0.
+
+    `data` is what `preprocess` makes of a client's arrays: the model inputs and "labels", first
+    axis samples.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        self.bundle = bundle
+        self._threads = threads
+        self._names = [name for name, _ in bundle.manifest.inputs]
+
+    def fit(
+        self,
+        tensors: Tensors,
+        data: Mapping[str, np.ndarray],
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Train on `data` for `epochs` passes, in an order drawn from `seed`.
+
+        Returns:
+            The trained tensors, and {"loss": mean over all steps, weighted by their samples}.
+
+        Raises:
+            DataError: the data do not fit the bundle's inputs.
+            TrainingError: the loss became NaN or infinite.
+        """
+        samples = check_data(self.bundle.manifest, data)
+        batch_size = self.bundle.manifest.training.batch_size
+        rng = np.random.default_rng(seed)
+        indices, weights = batch_plan(samples, batch_size, epochs, rng)
+        steps = (
+            {**batch_of(data, self._names, rows), "weight": weight}
+            for rows, weight in zip(indices, weights, strict=True)
+        )
+        trained, losses = self._loop.run(
+            tensors, zero_state(self.bundle.manifest), steps, learning_rate
+        )
+        return trained, {"loss": mean_loss(losses, weights)}
+
+    def evaluate(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Mean cross-entropy and accuracy: {"loss", "accuracy"}, each over all samples."""
+        losses, correct = self.evaluate_samples(tensors, data)
+        return {"loss": rounded(float(losses.mean())), "accuracy": rounded(float(correct.mean()))}
+
+    def evaluate_samples(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cross-entropy and correctness (0 or 1) of every sample: two float32 [samples]."""
+        from onnxruntime import OrtValue
+
+        samples = check_data(self.bundle.manifest, data)
+        session = self._evaluation
+        known = {port.name for port in session.get_inputs()}
+        held = {
+            f"trainable/{name}": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+            for name, value in tensors.items()
+            if f"trainable/{name}" in known
+        }
+        losses, correct = [], []
+        for start in range(0, samples, EVALUATION_ROWS):
+            rows = np.arange(start, min(start + EVALUATION_ROWS, samples))
+            batch = batch_of(data, self._names, rows)
+            feeds = held | {n: OrtValue.ortvalue_from_numpy(v) for n, v in batch.items()}
+            loss, right = session.run_with_ort_values(["loss", "correct"], feeds)
+            losses.append(loss.numpy())
+            correct.append(right.numpy())
+        return np.concatenate(losses), np.concatenate(correct)
+
+    @cached_property
+    def _loop(self) -> TrainingLoop:
+        return TrainingLoop(self.bundle.path("train"), threads=self._threads)
+
+    @cached_property
+    def _evaluation(self) -> InferenceSession:
+        return open_session(self.bundle.path("evaluate"), self._threads)
+
+
+def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
+    """The number of samples, after checking names, shapes, types and labels.
+
+    Raises:
+        DataError: what was expected and what came, for the first disagreement.
+    """
+    if "labels" not in data:
+        raise DataError("the data have no labels; training and evaluation need them")
+    labels = data["labels"]
+    samples = len(labels)
+    if samples < 1:
+        raise DataError("the data have no samples")
+    classes = len(manifest.class_names)
+    if labels.dtype != np.int64 or labels.shape != (samples,):
+        raise DataError(f"labels: expected int64 [samples], found {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"labels: expected 0 to {classes - 1} ({classes} classes), found {labels.min()} to "
+            f"{labels.max()}"
+        )
+    for name, spec in manifest.inputs:
+        if name not in data:
+            raise DataError(f'input "{name}" is missing; the bundle reads {spec} a sample')
+        found = data[name]
+        if found.shape != (samples, *spec.shape) or found.dtype.name != spec.dtype:
+            raise DataError(
+                f'input "{name}": expected {spec.dtype} {[samples, *spec.shape]}, found '
+                f"{found.dtype} {list(found.shape)}"
+            )
+    return samples
+
+
+def zero_state(manifest: Manifest) -> dict[str, np.ndarray]:
+    """The state of an optimizer that has seen nothing."""
+    return {name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.state.entries}
+
+
+def mean_loss(losses: np.ndarray, weights: np.ndarray) -> float:
+    """Mean of the step losses [steps], each weighted by the samples of its batch [steps, batch].
+
+    Raises:
+        TrainingError: it is NaN or infinite.
+    """
+    samples = weights.sum(axis=1)
+    mean = float((losses.astype(np.float64) * samples).sum() / samples.sum())
+    if not math.isfinite(mean):
+        raise TrainingError(f"the training loss became {mean}; lower the learning rate")
+    return rounded(mean)
+
+
+def rounded(value: float) -> float:
+    """Six digits: what a metric is worth, and the least that its header has to carry."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a compiled training step again and again, with every tensor kept in the runtime.
+
+The same loop trains one client on a device and, with a leading client axis on every tensor, a
+whole cohort in the simulator: the graph decides which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime.errors import TrainingError
+from protocol.tensors import Tensors
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+def open_session(path: Path, threads: int) -> InferenceSession:
+    """An onnxruntime session on the CPU; `threads` 0 takes one a core.
+
+    Raises:
+        TrainingError: the graph cannot be loaded by the installed onnxruntime.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Warnings about weights that a graph does not fuse are nothing a device can act on.
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as fault:
+        # onnxruntime's own exceptions have no common base that it exports.
+        raise TrainingError(
+            f"{path.name}: onnxruntime {onnxruntime.__version__} cannot load the graph: {fault}"
+        ) from fault
+
+
+class TrainingLoop:
+    """A training graph and the names of its ports.
+
+    Inputs `trainable/...`, `state/...`, `batch/...`, `labels`, `weight`, `learning_rate`; outputs
+    `new/trainable/...`, `new/state/...`, `loss`.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        self._session = open_session(path, threads)
+        self._inputs = {port.name for port in self._session.get_inputs()}
+        self._outputs = [port.name for port in self._session.get_outputs()]
+        self._carried = [name.removeprefix("new/") for name in self._outputs[:-1]]
+        if self._outputs[-1:] != ["loss"]:
+            raise TrainingError(
+                f"{path.name}: expected a training graph, whose last output is loss"
+            )
+
+    def run(
+        self,
+        trainable: Tensors,
+        state: Tensors,
+        steps: Iterable[Mapping[str, np.ndarray]],
+        learning_rate: float,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`.
+
+        Returns:
+            The trained tensors, and the losses before each step: float32 [steps], or
+            [steps, clients] for a cohort.
+        """
+        from onnxruntime import OrtValue
+
+        def owned(array: np.ndarray) -> Any:
+            return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+        feeds = {f"trainable/{name}": owned(value) for name, value in trainable.items()}
+        feeds |= {f"state/{name}": owned(value) for name, value in state.items()}
+        if "learning_rate" in self._inputs:
+            feeds["learning_rate"] = owned(np.float32(learning_rate).reshape(()))
+        losses = []
+        for step in steps:
+            feeds |= {name: owned(value) for name, value in step.items() if name in self._inputs}
+            answers = self._session.run_with_ort_values(self._outputs, feeds)
+            feeds |= dict(zip(self._carried, answers, strict=False))
+            losses.append(answers[-1].numpy())
+        trained = {name: np.array(feeds[f"trainable/{name}"].numpy()) for name in trainable}
+        return trained, np.asarray(losses, dtype=np.float32)
+
+
+def batch_of(
+    data: Mapping[str, np.ndarray], names: Sequence[str], indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The rows `indices` of the model inputs and labels, by their port names."""
+    batch = {f"batch/{name}": data[name][indices] for name in names}
+    return {**batch, "labels": data["labels"][indices]}

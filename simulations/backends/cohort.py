@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many clients in one graph: the training step with a client axis on every tensor.
+
+Clients are grouped by how many steps they have, the longest first, so that few of them wait; one
+that has none left, or a place that no client fills, takes part with weight 0 and changes nothing.
+Each client's batches, in their order, are those that it would train on alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from client_sdk.updates import close_evaluation, close_update, open_plan, sample_count
+from edge_runtime import batch_plan
+from edge_runtime.trainer import mean_loss, rounded, zero_state
+from edge_runtime.training_loop import batch_of
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.tensors import Tensors
+from simulations.backends.prepared import PreparedClient
+
+Steps = Iterator[Mapping[str, np.ndarray]]
+
+
+class CohortLoop(Protocol):
+    """What runs the steps: `edge_runtime.training_loop.TrainingLoop`, or torch's counterpart."""
+
+    def run(
+        self, trainable: Tensors, state: Tensors, steps: Steps, learning_rate: float
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Tensors [clients, ...] in and out; losses [steps, clients]."""
+        ...
+
+
+# Cross-entropy and correctness of every sample under some tensors: two float32 [samples].
+EvaluateSamples = Callable[[Tensors, Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One client's part of a round."""
+
+    client: PreparedClient
+    plan: Plan
+    indices: np.ndarray  # [steps, batch]
+    weights: np.ndarray  # [steps, batch]
+
+
+class CohortClients:
+    """Clients that train `size` at a time."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        loop: CohortLoop,
+        size: int,
+        evaluate_samples: EvaluateSamples,
+        clients: Sequence[PreparedClient],
+    ) -> None:
+        self._manifest = manifest
+        self._loop = loop
+        self._size = size
+        self._evaluate_samples = evaluate_samples
+        self._clients = {client.id: client for client in clients}
+        self._names = [name for name, _ in manifest.inputs]
+
+    def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
+        """Answer (client, kind, plan) for all of them; what goes wrong for one is its answer."""
+        fits: list[_Work] = []
+        evaluations: list[tuple[PreparedClient, Plan]] = []
+        broadcast: Mapping[str, np.ndarray] = {}
+        for name, _, blob in work:
+            client = self._clients[name]
+            try:
+                plan, broadcast = open_plan(blob, self._manifest)
+            except ValueError as fault:
+                yield name, fault
+                continue
+            if plan.task == "evaluate":
+                evaluations.append((client, plan))
+                continue
+            indices, weights = batch_plan(
+                sample_count(client.fit),
+                self._manifest.training.batch_size,
+                plan.local_epochs,
+                np.random.default_rng(plan.seed),
+            )
+            fits.append(_Work(client, plan, indices, weights))
+        # Longest first, then by name: the grouping depends on nothing but the work itself.
+        fits.sort(key=lambda item: (-len(item.indices), item.client.id))
+        for start in range(0, len(fits), self._size):
+            yield from self._fit(fits[start : start + self._size], broadcast)
+        yield from self._evaluate(evaluations, broadcast)
+
+    def _fit(
+        self, group: Sequence[_Work], broadcast: Tensors
+    ) -> Iterator[tuple[str, bytes | Exception]]:
+        # Places without a client repeat the first one's data at weight 0.
+        places = [*group, *[group[0]] * (self._size - len(group))]
+        stacked = {
+            name: np.broadcast_to(value, (self._size, *value.shape))
+            for name, value in broadcast.items()
+        }
+        state = {
+            name: np.broadcast_to(value, (self._size, *value.shape))
+            for name, value in zero_state(self._manifest).items()
+        }
+        trained, losses = self._loop.run(
+            stacked, state, self._steps(places, len(group)), group[0].plan.learning_rate
+        )
+        for place, item in enumerate(group):
+            steps = len(item.indices)
+            try:
+                metrics = {"loss": mean_loss(losses[:steps, place], item.weights)}
+                own = {name: value[place] for name, value in trained.items()}
+                samples = sample_count(item.client.fit)
+                yield item.client.id, close_update(item.plan, broadcast, own, metrics, samples)
+            except ValueError as fault:
+                yield item.client.id, fault
+
+    def _steps(self, places: Sequence[_Work], filled: int) -> Steps:
+        batch = places[0].indices.shape[1]
+        for number in range(len(places[0].indices)):
+            rows = []
+            weight = np.zeros((len(places), batch), np.float32)
+            for place, item in enumerate(places):
+                active = place < filled and number < len(item.indices)
+                step = item.indices[number] if active else np.zeros(batch, np.int64)
+                rows.append(batch_of(item.client.fit, self._names, step))
+                if active:
+                    weight[place] = item.weights[number]
+            yield {
+                **{name: np.stack([row[name] for row in rows]) for name in rows[0]},
+                "weight": weight,
+            }
+
+    def _evaluate(
+        self, group: Sequence[tuple[PreparedClient, Plan]], broadcast: Tensors
+    ) -> Iterator[tuple[str, bytes | Exception]]:
+        """All held-out samples in one go: the tensors are the same for every client."""
+        full = [(client, plan) for client, plan in group if sample_count(client.held_out)]
+        for client, plan in group:
+            if not sample_count(client.held_out):
+                yield client.id, close_evaluation(plan, {}, 0)
+        if not full:
+            return
+        together = {
+            name: np.concatenate([client.held_out[name] for client, _ in full])
+            for name in (*self._names, "labels")
+        }
+        losses, correct = self._evaluate_samples(broadcast, together)
+        start = 0
+        for client, plan in full:
+            part = slice(start, start + sample_count(client.held_out))
+            start = part.stop
+            metrics = {
+                "loss": rounded(float(losses[part].mean())),
+                "accuracy": rounded(float(correct[part].mean())),
+            }
+            yield client.id, close_evaluation(plan, metrics, part.stop - part.start)

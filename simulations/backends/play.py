@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play a job's rounds on one of the three ways to run clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from coordinator.journal import Journal
+from coordinator.reports import RoundReport
+from coordinator.rounds import run_rounds
+from coordinator.server_app import FlowerLink, make_server_app
+from edge_runtime import batch_plan, preprocess
+from edge_runtime.bundle import Bundle
+from edge_runtime.trainer import OnnxTrainer
+from edge_runtime.training_loop import TrainingLoop
+from protocol.tensors import Tensors
+from simulations.backends.cohort import CohortClients, CohortLoop
+from simulations.backends.cohort_size import cohort_size
+from simulations.backends.prepared import PreparedClient, prepare
+from simulations.backends.sequential import SequentialClients
+from simulations.grid import InProcessGrid, Serve
+from simulations.setup import Setup
+from tuning.compiler import cohort_graph
+
+# Plans that wait in memory at once, at most: the Grid keeps each message whole.
+_MAX_WAITING_BYTES: Final = 512 * 2**20
+
+
+def play(
+    setup: Setup,
+    bundle: Bundle,
+    run_folder: Path,
+    journal: Journal,
+    on_round: Callable[[RoundReport], None],
+) -> dict[str, np.ndarray]:
+    """Run all rounds of the job that the journal does not hold yet; the final tensors."""
+    trainer = OnnxTrainer(bundle)
+    test = preprocess(bundle.manifest.preprocessing, setup.federation.test)
+    finals: list[Tensors] = []
+
+    def evaluate(tensors: Tensors) -> Mapping[str, float]:
+        return trainer.evaluate(tensors, test)
+
+    def rounds(link: FlowerLink) -> None:
+        spec, initial = bundle.manifest.trainable, bundle.initial()
+        finals.append(run_rounds(setup.job, spec, initial, link, journal, on_round, evaluate))
+
+    if setup.job.simulation.backend == "ray":
+        _play_on_ray(setup, bundle, run_folder, rounds)
+    else:
+        clients = [
+            prepare(client, bundle.manifest.preprocessing) for client in setup.federation.clients
+        ]
+        serve, together = _local_clients(setup, bundle, trainer, clients)
+        grid = InProcessGrid([client.id for client in clients], serve)
+        most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
+        window = 0 if len(clients) <= most else max(most // together, 1) * together
+        rounds(FlowerLink(grid, clients=len(clients), window=window))
+    return {name: np.asarray(value) for name, value in finals[0].items()}
+
+
+def _local_clients(
+    setup: Setup, bundle: Bundle, trainer: OnnxTrainer, clients: list[PreparedClient]
+) -> tuple[Serve, int]:
+    """The clients of this process, and how many of them work together."""
+    simulation, manifest = setup.job.simulation, bundle.manifest
+    training = setup.recipe.training
+    if simulation.backend == "sequential":
+        if simulation.engine == "onnx":
+            return SequentialClients(manifest, trainer, clients).serve, 1
+        from tuning.torch_trainer import TorchTrainer
+
+        _, tuned = setup.recipe.build()
+        torch_trainer = TorchTrainer(
+            tuned, training, batch_plan=batch_plan, device=simulation.device
+        )
+        return SequentialClients(manifest, torch_trainer, clients).serve, 1
+
+    size = cohort_size(setup.job, setup.compiled, setup.recipe, len(clients))
+    evaluate = trainer.evaluate_samples
+    loop: CohortLoop
+    if simulation.engine == "onnx":
+        loop = TrainingLoop(cohort_graph(setup.compiled, setup.recipe, size))
+    else:
+        from tuning.torch_cohort import TorchCohort
+        from tuning.torch_trainer import TorchTrainer
+
+        _, tuned = setup.recipe.build()
+        loop = TorchCohort(tuned, training, device=simulation.device)
+        _, second = setup.recipe.build()
+        torch_trainer = TorchTrainer(
+            second, training, batch_plan=batch_plan, device=simulation.device
+        )
+        evaluate = torch_trainer.evaluate_samples
+    return CohortClients(manifest, loop, size, evaluate, clients).serve, size
+
+
+def _play_on_ray(
+    setup: Setup, bundle: Bundle, run_folder: Path, rounds: Callable[[FlowerLink], None]
+) -> None:
+    from simulations.backends import ray
+
+    clients = setup.federation.clients
+    for number, client in enumerate(clients):
+        ray.write_client(run_folder, number, client.id, client.fit, client.held_out)
+    ray.run_on_ray(
+        make_server_app(rounds, clients=len(clients)),
+        ray.client_app(run_folder, bundle.folder),
+        clients=len(clients),
+    )

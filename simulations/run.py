@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole simulation: from a job to the directory that a run leaves behind.
+
+job.toml          the job as it ran, complete
+bundle/           the compiled, signed job, its predict.onnx with the final adapter folded in
+journal.sqlite    every committed round; a run that was cut off goes on from here
+metrics.jsonl     a line a round
+adapter/          the final tensors, in peft's layout where peft has the method
+summary.json      the result in figures
+report.html       the result in plots
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coordinator.bundles import recipe_of, sign_bundle, write_bundle
+from coordinator.job import Job, dump_job
+from coordinator.journal import Journal
+from coordinator.reports import RoundReport
+from edge_runtime.bundle import open_bundle
+from protocol.signing import new_key, public_key_hex
+from simulations.backends.play import play
+from simulations.clients import label_distribution
+from simulations.machine import versions
+from simulations.progress import ProgressListener, SilentProgress
+from simulations.report import write_report
+from simulations.setup import Setup, load_job_data, set_up
+from tuning.compiler import compile_recipe
+from tuning.export import export_result
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -> dict[str, Any]:
+    """Run a job over simulated clients and leave its results in `out`; the summary.
+
+    A directory that holds the journal of the same job is continued from its last round.
+
+    Raises:
+        DataError, PartitionError, BackboneError, MethodError: the job does not fit together.
+        JournalError: `out` belongs to another job.
+    """
+    progress = progress or SilentProgress()
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    setup = set_up(job, progress)
+    key = new_key()
+    folder = write_bundle(
+        job, setup.recipe, setup.compiled, setup.dataset.class_names, key, out / "bundle"
+    )
+    bundle = open_bundle(folder, public_key=public_key_hex(key))
+    (out / "job.toml").write_text(dump_job(job), encoding="utf-8")
+
+    progress.start(job.rounds.count, len(setup.federation.clients))
+    with Journal(out / "journal.sqlite") as journal:
+        final = play(setup, bundle, out, journal, progress.round)
+        reports = [RoundReport.from_json(row) for row in journal.reports(job.hash())]
+    _write_metrics(out / "metrics.jsonl", reports)
+
+    progress.stage("writing the adapter and the report")
+    export_result(setup.recipe, final, out / "adapter", folder)
+    sign_bundle(bundle.manifest, key, folder)
+    summary = _summary(setup, reports, wall_seconds=time.monotonic() - started)
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_report(out)
+    progress.finish(summary)
+    return summary
+
+
+def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> Path:
+    """Compile a job into a signed bundle, without running it; the bundle's folder.
+
+    Raises: as `simulate`, before anything is run.
+    """
+    dataset = load_job_data(job)
+    recipe = recipe_of(job, len(dataset.class_names))
+    return write_bundle(
+        job, recipe, compile_recipe(recipe), dataset.class_names, key or new_key(), out
+    )
+
+
+def _write_metrics(path: Path, reports: Sequence[RoundReport]) -> None:
+    lines = [json.dumps(report.to_json(), allow_nan=False) for report in reports]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _summary(
+    setup: Setup, reports: Sequence[RoundReport], *, wall_seconds: float
+) -> dict[str, Any]:
+    job, compiled = setup.job, setup.compiled
+    tested = [report for report in reports if report.accuracy is not None]
+    passes = job.training.local_epochs
+    samples = sum(report.samples for report in reports) * passes
+    fit_seconds = sum(report.fit_seconds for report in reports)
+    rejections = [rejection for report in reports for rejection in report.rejections]
+    return {
+        "name": job.job.name,
+        "method": job.method.name,
+        "backbone": compiled.backbone,
+        "dataset": setup.dataset.name,
+        "partition": job.data.partition,
+        "clients": len(setup.federation.clients),
+        "rounds": len(reports),
+        "seed": job.job.seed,
+        "accuracy": tested[-1].accuracy if tested else None,
+        "loss": tested[-1].loss if tested else None,
+        "uplink_bytes": sum(report.uplink_bytes for report in reports),
+        "downlink_bytes": sum(report.downlink_bytes for report in reports),
+        "evaluation_bytes": sum(report.evaluation_bytes for report in reports),
+        "trainable_parameters": compiled.trainable.size,
+        "total_parameters": compiled.total_parameters,
+        # Of all clients and rounds, forward and backward, by the count of one step of one client.
+        "client_flops": compiled.step_flops * samples // setup.recipe.training.batch_size,
+        "samples_per_second": samples / fit_seconds if fit_seconds else 0.0,
+        "wall_seconds": wall_seconds,
+        "rejections": len(rejections),
+        "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
+        "notes": [
+            *setup.federation.notes,
+            *(f"round {report.round}: {report.note}" for report in reports if report.note),
+        ],
+        "skipped_clients": [list(entry) for entry in setup.federation.skipped],
+        "class_names": list(setup.dataset.class_names),
+        "per_client": _per_client(setup, reports[-1].per_client_accuracy if reports else {}),
+        "job": job.hash(),
+        "versions": versions(),
+    }
+
+
+def _per_client(setup: Setup, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+    clients = setup.federation.clients
+    counts = label_distribution(clients, len(setup.dataset.class_names))
+    return [
+        {
+            "id": client.id,
+            "samples": len(client.fit["labels"]),
+            "held_out": len(client.held_out["labels"]),
+            "accuracy": accuracy.get(client.id),
+            "domain": client.domain,
+            "labels": [int(count) for count in row],
+        }
+        for client, row in zip(clients, counts, strict=True)
+    ]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a job to all that a run needs: data, clients, compiled step. Nothing is trained here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.bundles import recipe_of
+from coordinator.job import Job
+from simulations.clients import Federation, make_clients
+from simulations.datasets import Dataset, load_dataset, tokenise
+from simulations.errors import DataError
+from simulations.progress import ProgressListener
+from tuning.backbones import backbone_folder
+from tuning.compiler import Compiled, compile_recipe
+from tuning.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A job with its data and its compiled step."""
+
+    job: Job
+    dataset: Dataset
+    federation: Federation
+    recipe: Recipe
+    compiled: Compiled
+
+
+def load_job_data(job: Job) -> Dataset:
+    """The job's data set, as token ids where it holds texts.
+
+    Raises:
+        DataError: it is missing, broken, or does not fit the backbone.
+    """
+    data = job.data
+    dataset = load_dataset(
+        data.dataset,
+        seed=job.job.seed,
+        max_train=data.max_train_samples,
+        max_test=data.max_test_samples,
+    )
+    if dataset.kind == "text":
+        folder = (
+            Path(job.backbone.path) if job.backbone.path else backbone_folder(job.backbone.name)
+        )
+        dataset = tokenise(dataset, folder, data.max_length)
+    return dataset
+
+
+def set_up(job: Job, progress: ProgressListener) -> Setup:
+    """Load the data, deal them to clients, compile the step.
+
+    Raises:
+        DataError, PartitionError: the data are missing, broken, or cannot be dealt out like this.
+        BackboneError, MethodError, CompileError: as `tuning.compiler.compile_recipe`.
+    """
+    progress.stage(f"loading {job.data.dataset}")
+    dataset = load_job_data(job)
+    federation = make_clients(
+        dataset,
+        job.data.partition,
+        job.data.clients,
+        held_out=job.data.held_out,
+        samples_per_client=job.data.samples_per_client,
+        seed=job.job.seed,
+    )
+    recipe = recipe_of(job, len(dataset.class_names))
+    progress.stage("compiling the training step")
+    compiled = compile_recipe(recipe)
+    _check_kind(dataset, compiled)
+    return Setup(job=job, dataset=dataset, federation=federation, recipe=recipe, compiled=compiled)
+
+
+def _check_kind(dataset: Dataset, compiled: Compiled) -> None:
+    reads = {"image": "image", "tokens": "text"}.get(compiled.preprocessing.kind, "")
+    if dataset.kind != reads:
+        raise DataError(
+            f"backbone {compiled.backbone} reads {compiled.preprocessing.kind}s, but the data set "
+            f"{dataset.name} holds {dataset.kind}s; choose a backbone or a data set that fits"
+        )

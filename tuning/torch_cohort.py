@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cohort on torch: the vmapped step without a graph, for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tuning.step import cohort_step
+
+if TYPE_CHECKING:
+    from protocol.manifest import TrainingSpec
+    from protocol.tensors import Tensors
+    from tuning.methods import Tuned
+
+
+class TorchCohort:
+    """As `edge_runtime.training_loop.TrainingLoop` with a cohort graph, on a torch device."""
+
+    def __init__(self, tuned: Tuned, spec: TrainingSpec, *, device: str) -> None:
+        self._device = torch.device(device)
+        self._step = cohort_step(tuned, spec)
+        # Buffers that are not saved (position numbers) are reached through the module itself.
+        tuned.module.to(self._device)
+        self._frozen = {name: value.to(self._device) for name, value in tuned.frozen().items()}
+
+    def run(
+        self,
+        trainable: Tensors,
+        state: Tensors,
+        steps: Iterable[Mapping[str, np.ndarray]],
+        learning_rate: float,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Tensors [clients, ...] in and out; losses [steps, clients]."""
+        tensors = {name: self._held(value) for name, value in trainable.items()}
+        kept = {name: self._held(value) for name, value in state.items()}
+        rate = torch.tensor(learning_rate, device=self._device)
+        losses = []
+        with torch.no_grad():
+            for step in steps:
+                held = {name: self._held(value) for name, value in step.items()}
+                batch = {
+                    name.removeprefix("batch/"): value
+                    for name, value in held.items()
+                    if name.startswith("batch/")
+                }
+                tensors, kept, loss = self._step(
+                    tensors, kept, self._frozen, batch, held["labels"], held["weight"], rate
+                )
+                losses.append(loss)
+        trained = {name: value.cpu().numpy() for name, value in tensors.items()}
+        return trained, torch.stack(losses).cpu().numpy()
+
+    def _held(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array)).to(self._device)

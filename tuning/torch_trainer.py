@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second engine: the same method, data order and optimizer, run by torch itself.
+
+An ordinary training loop on the tuned module, for workstations with a GPU, for comparison, and as
+the other side of the parity test. It is what a torch user would write, not the traced step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from tuning import optimizers
+from tuning.step import cross_entropies
+
+if TYPE_CHECKING:
+    from protocol.manifest import TrainingSpec
+    from protocol.tensors import Tensors
+    from tuning.methods import Tuned
+
+EVALUATION_ROWS: Final = 256
+
+# (samples, batch size, epochs, generator) -> indices and weights, both [steps, batch].
+BatchPlan = Callable[[int, int, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+class TorchTrainer:
+    """Trains a tuned module in place, from given tensors to new ones.
+
+    `batch_plan` is `edge_runtime.batch_plan`, handed in by whoever runs clients.
+    """
+
+    def __init__(
+        self, tuned: Tuned, spec: TrainingSpec, *, batch_plan: BatchPlan, device: str = "cpu"
+    ) -> None:
+        self._tuned = tuned
+        self._spec = spec
+        self._device = torch.device(device)
+        self._module = tuned.module.to(self._device)
+        self._batch_plan = batch_plan
+        parameters = dict(self._module.named_parameters())
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        self._trained = {
+            name: parameters[inside].requires_grad_(True)
+            for name, inside in sorted(tuned.trainable.items())
+        }
+
+    def fit(
+        self,
+        tensors: Tensors,
+        data: Mapping[str, np.ndarray],
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """As `edge_runtime.OnnxTrainer.fit`."""
+        self._load(tensors)
+        held = {name: torch.from_numpy(value).to(self._device) for name, value in data.items()}
+        labels = held.pop("labels")
+        rng = np.random.default_rng(seed)
+        plan = self._batch_plan(len(labels), self._spec.batch_size, epochs, rng)
+        indices, weights = (torch.from_numpy(part).to(self._device) for part in plan)
+        optimizer = self._optimizer(learning_rate)
+        total = torch.zeros((), device=self._device)
+        for rows, weight in zip(indices, weights, strict=True):
+            # A ragged batch needs no padding here: nothing fixes the shape.
+            rows = rows[weight > 0]
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._losses({n: v[rows] for n, v in held.items()}, labels[rows]).mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(rows)
+        trained = {
+            name: value.detach().cpu().numpy().copy() for name, value in self._trained.items()
+        }
+        return trained, {"loss": float(f"{float(total / weights.sum()):.6g}")}
+
+    def evaluate(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """As `edge_runtime.OnnxTrainer.evaluate`."""
+        losses, correct = self.evaluate_samples(tensors, data)
+        return {
+            "loss": float(f"{float(losses.mean()):.6g}"),
+            "accuracy": float(f"{float(correct.mean()):.6g}"),
+        }
+
+    def evaluate_samples(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `edge_runtime.OnnxTrainer.evaluate_samples`."""
+        self._load(tensors)
+        losses, correct = [], []
+        with torch.no_grad():
+            for start in range(0, len(data["labels"]), EVALUATION_ROWS):
+                rows = slice(start, start + EVALUATION_ROWS)
+                part = {n: torch.from_numpy(v[rows]).to(self._device) for n, v in data.items()}
+                labels = part.pop("labels")
+                scores = self._scores(part)
+                losses.append(cross_entropies(scores, labels).cpu().numpy())
+                correct.append((scores.argmax(-1) == labels).float().cpu().numpy())
+        return np.concatenate(losses), np.concatenate(correct)
+
+    def _load(self, tensors: Tensors) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
+
+    def _scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._module(**self._tuned.prepare(batch)).logits
+
+    def _losses(self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self._scores(batch), labels, reduction="none")
+
+    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        parameters = list(self._trained.values())
+        spec = self._spec
+        if spec.optimizer == "adamw":
+            return torch.optim.AdamW(
+                parameters,
+                lr=learning_rate,
+                betas=(optimizers.BETA_1, optimizers.BETA_2),
+                eps=optimizers.EPSILON,
+                weight_decay=spec.weight_decay,
+            )
+        return torch.optim.SGD(
+            parameters,
+            lr=learning_rate,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+        )
