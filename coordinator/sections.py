@@ -171,7 +171,6 @@ class DataSection:
     max_train_samples: int = _key(0, "training samples used of the data set; 0: all", low=0)
     max_test_samples: int = _key(0, "test samples used of the data set; 0: all", low=0)
     max_length: int = _key(24, "tokens a text is cut to", low=2, high=512)
-    classes: int = _key(16, "classes kept, the largest first (debian-descriptions)", low=2)
 
     def __post_init__(self) -> None:
         _check(self, "data")

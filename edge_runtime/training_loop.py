@@ -80,7 +80,7 @@ class TrainingLoop:
         feeds = {f"trainable/{name}": owned(value) for name, value in trainable.items()}
         feeds |= {f"state/{name}": owned(value) for name, value in state.items()}
         if "learning_rate" in self._inputs:
-            feeds["learning_rate"] = owned(np.float32(learning_rate).reshape(()))
+            feeds["learning_rate"] = owned(np.array(learning_rate, np.float32))
         losses = []
         for step in steps:
             feeds |= {name: owned(value) for name, value in step.items() if name in self._inputs}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.trainer import OnnxTrainer as OnnxTrainer
     from simulations.progress import ProgressListener as ProgressListener
     from simulations.progress import SilentProgress as SilentProgress
-    from simulations.report import write_report as write_report
+    from simulations.reports.report import write_report as write_report
     from simulations.run import build_bundle as build_bundle
     from simulations.run import simulate as simulate
 
@@ -43,7 +43,7 @@ _HOMES = {
     "load_job": ("coordinator.job", "load_job"),
     "open_bundle": ("edge_runtime.bundle", "open_bundle"),
     "simulate": ("simulations.run", "simulate"),
-    "write_report": ("simulations.report", "write_report"),
+    "write_report": ("simulations.reports.report", "write_report"),
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

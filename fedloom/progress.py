@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from simulations.progress import ProgressListener, Report, SilentProgress
-from simulations.units import bytes_text, duration_text
+from simulations.reports.units import bytes_text, duration_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -29,7 +29,7 @@ from simulations.backends.play import play
 from simulations.clients import label_distribution
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
-from simulations.report import write_report
+from simulations.reports.report import write_report
 from simulations.setup import Setup, load_job_data, set_up
 from tuning.compiler import compile_recipe
 from tuning.export import export_result

@@ -30,6 +30,7 @@ import numpy as np
 
 from protocol.manifest import Preprocessing
 from protocol.tensors import ParamSpec, Tensors, TensorSpec
+from tuning.errors import CompileError
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -117,7 +118,13 @@ def cohort_graph(compiled: Compiled, recipe: Recipe, clients: int) -> Path:
         for name, value in _step_examples(backbone, tuned, recipe).items()
         if name != "learning_rate"
     }
-    model = _step_graph(tuned, cohort_step(tuned, recipe.training), examples)
+    try:
+        model = _step_graph(tuned, cohort_step(tuned, recipe.training), examples)
+    except CompileError as fault:
+        raise CompileError(
+            "this method cannot train many clients in one graph, take "
+            f'simulation.backend = "sequential": {fault}'
+        ) from fault
     graphs.refer_to_weights(model, graphs.stored_tensors(compiled.folder / BACKBONE_FILE))
     making = path.with_suffix(f".{os.getpid()}.part")
     graphs.save_model(model, making)

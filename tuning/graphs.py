@@ -112,8 +112,8 @@ def compile_graph(
     graph = model.graph
     if len(graph.inputs) != len(names) or len(graph.outputs) != len(outputs):
         raise CompileError(
-            f"expected a graph of {len(names)} inputs and {len(outputs)} outputs, the exporter gave "
-            f"{len(graph.inputs)} and {len(graph.outputs)}"
+            f"expected a graph of {len(names)} inputs and {len(outputs)} outputs, the exporter "
+            f"gave {len(graph.inputs)} and {len(graph.outputs)}"
         )
     _name_ports(graph, names, outputs)
     for value in [v for v in graph.inputs if v.name.startswith(FROZEN) and not v.uses()]:

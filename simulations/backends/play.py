@@ -80,7 +80,8 @@ def _local_clients(
         )
         return SequentialClients(manifest, torch_trainer, clients).serve, 1
 
-    size = cohort_size(setup.job, setup.compiled, setup.recipe, len(clients))
+    samples = sum(len(client.fit["labels"]) for client in clients)
+    size = cohort_size(setup.job, setup.compiled, setup.recipe, len(clients), samples)
     evaluate = trainer.evaluate_samples
     loop: CohortLoop
     if simulation.engine == "onnx":

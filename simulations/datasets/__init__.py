@@ -5,7 +5,8 @@ A model's own preprocessing comes later, in `edge_runtime.preprocessing`."""
 
 from __future__ import annotations
 
-from simulations.datasets.dataset import DATASET_NAMES, Dataset, load_dataset
+from simulations.datasets.dataset import Dataset
+from simulations.datasets.loading import DATASET_NAMES, load_dataset
 from simulations.datasets.text import tokenise
 
 __all__ = ["DATASET_NAMES", "Dataset", "load_dataset", "tokenise"]

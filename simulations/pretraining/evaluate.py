@@ -27,8 +27,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.utils import logging
 
-from simulations.datasets.dataset import load_dataset, stratified_split
+from simulations.datasets.dataset import stratified_split
 from simulations.datasets.domains import DOMAINS, mixed_domains, shift_each
+from simulations.datasets.loading import load_dataset
 from simulations.partitions import Dirichlet, Iid, Partitioner
 
 LORA_RANK = 4

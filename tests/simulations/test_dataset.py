@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulations.datasets import fashion_mnist
-from simulations.datasets.dataset import Dataset, load_dataset, stratified_split
+from simulations.datasets.dataset import Dataset, stratified_split
+from simulations.datasets.loading import load_dataset
 from simulations.errors import DataError
 
 

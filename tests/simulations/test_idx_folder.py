@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.datasets.dataset import load_dataset
+from simulations.datasets.loading import load_dataset
 from simulations.errors import DataError
 
 FILES = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simulations.datasets.dataset import load_dataset
+from simulations.datasets.loading import load_dataset
 from simulations.errors import DataError
 
 

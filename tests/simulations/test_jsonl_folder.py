@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulations.datasets import jsonl_folder
-from simulations.datasets.dataset import load_dataset
+from simulations.datasets.loading import load_dataset
 from simulations.errors import DataError
 
 

@@ -11,7 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from simulations.datasets.dataset import Dataset, load_dataset
+from simulations.datasets.dataset import Dataset
+from simulations.datasets.loading import load_dataset
 from simulations.datasets.text import tokenise
 from simulations.errors import DataError
 

@@ -71,25 +71,42 @@ def _typed(key: str, value: Any, default: Any) -> Any:
 
 
 def _method_class(name: str) -> Any:
+    # One import a case: torch and peft are loaded only for the method that needs them.
     match name:
         case "full":
-            from tuning.methods.full import Full as Kind
+            from tuning.methods.full import Full
+
+            return Full
         case "head":
-            from tuning.methods.head import Head as Kind
+            from tuning.methods.head import Head
+
+            return Head
         case "lora":
-            from tuning.methods.lora import LoRA as Kind
+            from tuning.methods.lora import LoRA
+
+            return LoRA
         case "ssf":
-            from tuning.methods.ssf import SSF as Kind
+            from tuning.methods.ssf import SSF
+
+            return SSF
         case "adapter":
-            from tuning.methods.adapter import Adapter as Kind
+            from tuning.methods.adapter import Adapter
+
+            return Adapter
         case "one-bit-adapter":
-            from tuning.methods.one_bit_adapter import OneBitAdapter as Kind
+            from tuning.methods.one_bit_adapter import OneBitAdapter
+
+            return OneBitAdapter
         case "one-bit-lora":
-            from tuning.methods.one_bit_lora import OneBitLoRA as Kind
+            from tuning.methods.one_bit_lora import OneBitLoRA
+
+            return OneBitLoRA
         case "prompt":
-            from tuning.methods.prompt import Prompt as Kind
+            from tuning.methods.prompt import Prompt
+
+            return Prompt
         case "peft":
-            from tuning.methods.peft_method import PeftMethod as Kind
-        case _:
-            raise MethodError(f'no method is called "{name}"; known: {", ".join(METHOD_NAMES)}')
-    return Kind
+            from tuning.methods.peft_method import PeftMethod
+
+            return PeftMethod
+    raise MethodError(f'no method is called "{name}"; known: {", ".join(METHOD_NAMES)}')

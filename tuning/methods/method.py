@@ -47,13 +47,16 @@ class Tuned:
         return {name: found[self.trainable[name]].detach() for name in sorted(self.trainable)}
 
     def frozen(self) -> dict[str, torch.Tensor]:
-        """Every other parameter and saved buffer of the module, by its name there."""
+        """Every other parameter and saved buffer of the module, by its name there.
+
+        One that several modules share is there once, under its first name.
+        """
         trained = set(self.trainable.values())
-        return {
-            name: tensor.detach()
-            for name, tensor in self.module.state_dict(keep_vars=True).items()
-            if name not in trained
-        }
+        found: dict[int, str] = {}
+        tensors = self.module.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():
+            found.setdefault(id(tensor), name)
+        return {name: tensors[name].detach() for name in found.values() if name not in trained}
 
 
 class Method(Protocol):

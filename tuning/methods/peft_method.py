@@ -9,19 +9,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuning.errors import MethodError
 from tuning.methods.method import Tuned
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from tuning.backbones import Backbone
 
 ADAPTER = "default"
-# Those that keep the forward pass a function of the layer's input and can be merged into it.
-PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "VERA", "FOURIERFT", "RANDLORA")
+# Those that keep the forward pass a function of the layer's input, can be merged into it, and
+# compile (RANDLORA differentiates by a function of its own). OFT and FOURIERFT fill matrices in
+# place, which one client at a time can do, but not a cohort.
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "VERA", "OFT", "FOURIERFT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +104,33 @@ def attach_peft(
         ) from fault
     config.base_model_name_or_path = backbone.name
     module = wrapped.base_model.model.eval()
+    if peft_type == "LOHA":
+        _write_out_loha(module)
     trainable = {
         public_name(name): name
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
     return Tuned(module=module, trainable=trainable, fold=merge_layers, peft_config=config)
+
+
+def _write_out_loha(module: nn.Module) -> None:
+    """Put plain products where LoHa has an autograd function, which no tracer can enter."""
+    from peft.tuners.loha.layer import LoHaLayer
+
+    for layer in module.modules():
+        if isinstance(layer, LoHaLayer):
+            layer.get_delta_weight = MethodType(_loha_weight, layer)
+
+
+def _loha_weight(
+    layer: Any, adapter_name: str, *, apply_rank_dropout: bool = False
+) -> torch.Tensor:
+    """(A1 B1) * (A2 B2) * scale; dropout is for training mode, in which no module here is."""
+    first = layer.hada_w1_a[adapter_name] @ layer.hada_w1_b[adapter_name]
+    second = layer.hada_w2_a[adapter_name] @ layer.hada_w2_b[adapter_name]
+    product = first * second * layer.scaling[adapter_name]
+    return product.reshape(layer.get_base_layer().weight.shape)
 
 
 def public_name(name: str) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from simulations.charts import (
+from simulations.reports.charts import (
     BOTTOM,
     COLOURS,
     HEIGHT,

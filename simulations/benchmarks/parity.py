@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether every way to train gives the same tensors: graphs, torch, cohorts, clients in turn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from coordinator.job import Job
+from coordinator.sections import (
+    DataSection,
+    JobSection,
+    MethodSpec,
+    RoundsSection,
+    TrainingSection,
+)
+from edge_runtime import preprocess
+from edge_runtime.bundle import INITIAL_NAME
+from edge_runtime.training_loop import TrainingLoop
+from protocol.manifest import TrainingSpec
+from protocol.tensors import Tensors
+from simulations.benchmarks.figure import Figure, figure
+from simulations.benchmarks.runs import on, run_job
+from simulations.datasets import load_dataset
+from simulations.progress import ProgressListener
+from simulations.setup import set_up
+from tuning.backbones.backbone import SHIPPED_VIT
+from tuning.compiler import compile_recipe
+from tuning.recipe import Recipe
+
+STEPS: Final = 10
+BATCH: Final = 8
+METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "full": {},
+    "head": {},
+    "lora": {"rank": 4},
+    "ssf": {},
+    "adapter": {"width": 16},
+    "one-bit-adapter": {"width": 16},
+    "one-bit-lora": {"rank": 8},
+    "prompt": {"length": 4},
+    "peft": {"type": "LOHA", "r": 4},
+}
+TRAININGS: Final[Mapping[str, TrainingSpec]] = {
+    "SGD": TrainingSpec(batch_size=BATCH, optimizer="sgd", learning_rate=0.01, momentum=0.9),
+    "AdamW": TrainingSpec(
+        batch_size=BATCH, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Ten steps: the loss before each, and the tensors after the last."""
+
+    losses: np.ndarray
+    tensors: Tensors
+
+    def distance(self, other: Trained) -> float:
+        """The largest absolute difference of any loss or value."""
+        most = float(np.abs(self.losses - other.losses).max())
+        return max(most, largest_difference(self.tensors, other.tensors))
+
+
+def largest_difference(some: Tensors, others: Tensors) -> float:
+    """Over all values of all tensors, which have the same names and shapes."""
+    if some.keys() != others.keys():
+        raise ValueError(f"different tensors: {sorted(some.keys() ^ others.keys())}")
+    return max(
+        float(np.abs(np.asarray(value, np.float64) - others[name]).max())
+        for name, value in some.items()
+    )
+
+
+def onnx_parity(
+    progress: ProgressListener,
+    *,
+    methods: Mapping[str, Mapping[str, Any]] = METHODS,
+    trainings: Mapping[str, TrainingSpec] = TRAININGS,
+) -> Figure:
+    """`onnx_parity`: the compiled step against torch autograd and torch.optim, on digits."""
+    dataset = load_dataset("digits", seed=0)
+    found: dict[str, float] = {}
+    for method, settings in methods.items():
+        for optimizer, training in trainings.items():
+            progress.stage(f"parity: {method}, {optimizer}")
+            recipe = Recipe(
+                backbone=SHIPPED_VIT,
+                classes=len(dataset.class_names),
+                seed=0,
+                method=method,
+                settings=settings,
+                training=training,
+            )
+            compiled = compile_recipe(recipe)
+            data = preprocess(compiled.preprocessing, dataset.train)
+            steps = list(_steps(data))
+            graph = _by_graph(recipe, compiled.folder, steps)
+            found[f"{method} with {optimizer}"] = graph.distance(_by_autograd(recipe, steps))
+    worst = max(found, key=lambda name: found[name])
+    return figure(
+        "onnx_parity",
+        found[worst],
+        target="<= 1e-5",
+        note=f"largest: {worst}; {len(methods)} methods, {' and '.join(trainings)}, losses and "
+        f"tensors over {STEPS} steps",
+    )
+
+
+def cohort_parity(
+    progress: ProgressListener, *, job: Job | None = None, target: str = "<= 1e-5"
+) -> Figure:
+    """`cohort_parity`: cohort against clients in turn, and each against itself, on digits."""
+    setup = set_up(job or _parity_job(), progress)
+    finals: dict[str, list[Tensors]] = {"cohort": [], "sequential": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for backend, runs in finals.items():
+            for number in (1, 2):
+                progress.stage(f"parity: {backend}, run {number}")
+                place = Path(folder) / f"{backend}-{number}"
+                runs.append(run_job(on(setup, backend), place).tensors)
+    uneven = [name for name, (one, two) in finals.items() if not _same_bytes(one, two)]
+    verdict = f"two runs of {' and of '.join(uneven)} differ" if uneven else "two runs are equal"
+    distance = largest_difference(finals["cohort"][0], finals["sequential"][0])
+    rounds = setup.job.rounds.count
+    made = figure(
+        "cohort_parity",
+        distance,
+        target=target,
+        note=f"after {rounds} rounds of {len(setup.federation.clients)} uneven clients; {verdict}"
+        " byte for byte",
+    )
+    # Equal bytes are a part of the promise that the number does not show.
+    return replace(made, holds=False) if uneven else made
+
+
+def _parity_job() -> Job:
+    return Job(
+        job=JobSection(name="cohort-parity"),
+        data=DataSection(clients=20, partition="dirichlet:0.3", samples_per_client=60),
+        method=MethodSpec(name="lora", settings={"rank": 4, "alpha": 8.0}),
+        training=TrainingSection(optimizer="adamw", learning_rate=1e-3, batch_size=BATCH),
+        rounds=RoundsSection(count=5, evaluate_every=5),
+    )
+
+
+def _same_bytes(some: Tensors, others: Tensors) -> bool:
+    return all(value.tobytes() == others[name].tobytes() for name, value in some.items())
+
+
+def _steps(data: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Batches in the order of the data; the last is ragged, as clients' last batches are."""
+    for number in range(STEPS):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        weight = np.ones(BATCH, np.float32)
+        if number == STEPS - 1:
+            weight[BATCH // 2 :] = 0
+        yield {
+            "batch/pixel_values": data["pixel_values"][rows],
+            "labels": data["labels"][rows],
+            "weight": weight,
+        }
+
+
+def _by_graph(recipe: Recipe, folder: Path, steps: list[dict[str, np.ndarray]]) -> Trained:
+    from safetensors.numpy import load_file
+
+    compiled = compile_recipe(recipe)
+    state = {name: np.zeros(spec.shape, spec.dtype) for name, spec in compiled.state.entries}
+    loop = TrainingLoop(folder / "train.onnx")
+    initial = load_file(folder / INITIAL_NAME)
+    tensors, losses = loop.run(initial, state, steps, recipe.training.learning_rate)
+    return Trained(losses, tensors)
+
+
+def _by_autograd(recipe: Recipe, steps: list[dict[str, np.ndarray]]) -> Trained:
+    """The loop that a torch user would write, ragged batch without padding."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from tuning.optimizers import BETA_1, BETA_2, EPSILON
+
+    _, tuned = recipe.build()
+    parameters = dict(tuned.module.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    trained = {
+        name: parameters[inside].requires_grad_(True) for name, inside in tuned.trainable.items()
+    }
+    spec = recipe.training
+    optimizer: torch.optim.Optimizer
+    if spec.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(
+            trained.values(),
+            lr=spec.learning_rate,
+            betas=(BETA_1, BETA_2),
+            eps=EPSILON,
+            weight_decay=spec.weight_decay,
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            trained.values(),
+            lr=spec.learning_rate,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+        )
+    losses = []
+    for step in steps:
+        kept = step["weight"] > 0
+        batch = {"pixel_values": torch.from_numpy(step["batch/pixel_values"][kept])}
+        labels = torch.from_numpy(step["labels"][kept])
+        optimizer.zero_grad()
+        loss = cross_entropy(tuned.module(**tuned.prepare(batch)).logits, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    tensors = {name: value.detach().numpy() for name, value in trained.items()}
+    return Trained(np.asarray(losses, np.float32), tensors)

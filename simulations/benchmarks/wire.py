@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedloom bench wire`: what one bit a value saves on the wire, and what it costs."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Final
+
+import numpy as np
+
+from aggregation.codecs import codec_named
+from coordinator.job import Job
+from coordinator.sections import (
+    DataSection,
+    JobSection,
+    MethodSpec,
+    RoundsSection,
+    TrainingSection,
+    UpdateSection,
+)
+from protocol.tensors import Tensors
+from protocol.update import UpdateHeader, pack_update
+from simulations.benchmarks.figure import Figure, figure
+from simulations.benchmarks.runs import labelled, measured_if_possible, run_job
+from simulations.progress import ProgressListener
+from simulations.setup import set_up
+from tuning.backbones import load_backbone
+from tuning.backbones.backbone import SHIPPED_VIT
+from tuning.methods import method_named
+
+WIDTH: Final = 16
+CLASSES: Final = 10
+# What a user compares: method and codec of the update.
+KINDS: Final[Mapping[str, tuple[str, str]]] = {
+    "float32": ("adapter", "float32"),
+    "one-bit": ("adapter", "one-bit"),
+    "one-bit-adapter, float32": ("one-bit-adapter", "float32"),
+    "one-bit-adapter, one-bit": ("one-bit-adapter", "one-bit"),
+}
+
+
+def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
+    """Both of them. `quick` takes one seed and fewer rounds, and says so."""
+    found = [
+        one_bit_size_ratio(),
+        measured_if_possible(
+            lambda: one_bit_accuracy_gap(
+                progress, seeds=range(1) if quick else range(3), rounds=3 if quick else 10
+            ),
+            "one_bit_accuracy_gap",
+            unit="points",
+            target="<= 1.5",
+        ),
+    ]
+    return labelled(found) if quick else found
+
+
+def one_bit_size_ratio() -> Figure:
+    """`one_bit_size_ratio`: whole update containers of the adapter's matrices, width 16."""
+    backbone = load_backbone(SHIPPED_VIT, classes=CLASSES, seed=0)
+    tuned = method_named("adapter", {"width": WIDTH}).attach(backbone, seed=0)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.standard_normal(tuple(value.shape)).astype(np.float32)
+        for name, value in tuned.parameters().items()
+        if name.endswith((".down", ".up"))
+    }
+    small, large = (len(container(tensors, codec)) for codec in ("one-bit", "float32"))
+    return figure(
+        "one_bit_size_ratio",
+        small / large,
+        target=f"<= {1 / 28:.6f}",
+        note=f"1/{large / small:.1f}: {small} of {large} bytes for {len(tensors)} matrices with "
+        f"{sum(value.size for value in tensors.values())} values, containers and headers counted",
+    )
+
+
+def container(tensors: Tensors, codec: str) -> bytes:
+    """An update as a simulated client sends it."""
+    header = UpdateHeader(
+        job=secrets.token_hex(32),
+        round=10,
+        nonce=secrets.token_hex(16),
+        client="client-0042",
+        codec=codec,
+        samples=100,
+        metrics={"loss": 0.123456},
+    )
+    return pack_update(header, codec_named(codec).encode(tensors))
+
+
+def accuracy_job(kind: str, *, seed: int, rounds: int) -> Job:
+    """The private half of Fashion-MNIST over 20 clients with uneven labels."""
+    method, codec = KINDS[kind]
+    return Job(
+        job=JobSection(name=kind, seed=seed),
+        data=DataSection(
+            dataset="fashion-mnist",
+            clients=20,
+            partition="dirichlet:0.3",
+            held_out=0.0,
+            samples_per_client=200,
+        ),
+        method=MethodSpec(name=method, settings={"width": WIDTH}),
+        training=TrainingSection(optimizer="adamw", learning_rate=1e-3, batch_size=8),
+        update=UpdateSection(codec=codec),
+        rounds=RoundsSection(count=rounds, evaluate_every=rounds),
+    )
+
+
+def one_bit_accuracy_gap(
+    progress: ProgressListener,
+    *,
+    seeds: Sequence[int] = range(3),
+    rounds: int = 10,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> Figure:
+    """`one_bit_accuracy_gap`: points that 1-bit updates of the adapter lose, over seeds.
+
+    Raises: DataError without Fashion-MNIST.
+    """
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    uplink: dict[str, int] = {}
+    for seed in seeds:
+        for kind in kinds:
+            progress.stage(f"one bit: {kind}, seed {seed}")
+            setup = set_up(accuracy_job(kind, seed=seed, rounds=rounds), progress)
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = run_job(setup, Path(folder) / "run")
+            found[kind].append(outcome.accuracy)
+            uplink[kind] = sum(report.uplink_bytes for report in outcome.reports)
+    means = {kind: mean(accuracies) for kind, accuracies in found.items()}
+    words = ", ".join(
+        f"{kind} {value:.4f} ({uplink[kind] / 1e6:.2f} MB up)" for kind, value in means.items()
+    )
+    return figure(
+        "one_bit_accuracy_gap",
+        100 * (means["float32"] - means["one-bit"]),
+        unit="points",
+        target="<= 1.5",
+        note=f"{words}; adapter width {WIDTH}, {len(seeds)} seeds, {rounds} rounds",
+    )
