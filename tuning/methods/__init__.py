@@ -26,7 +26,7 @@ METHOD_NAMES = (
     "peft",
 )
 
-__all__ = ["METHOD_NAMES", "Method", "Tuned", "method_named"]
+__all__ = ["METHOD_NAMES", "Method", "Tuned", "method_class", "method_named"]
 
 
 def method_named(name: str, settings: Mapping[str, Any]) -> Method:
@@ -35,7 +35,7 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
     Raises:
         MethodError: an unknown name or setting (the known ones are listed), or a wrong value.
     """
-    kind = _method_class(name)
+    kind = method_class(name)
     values = dict(settings)
     if name == "peft":
         # What peft's configuration classes take is theirs to know.
@@ -70,7 +70,8 @@ def _typed(key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _method_class(name: str) -> Any:
+def method_class(name: str) -> Any:
+    """The class of a method by its name. Raises: MethodError for an unknown one."""
     # One import a case: torch and peft are loaded only for the method that needs them.
     match name:
         case "full":
