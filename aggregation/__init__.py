@@ -19,15 +19,15 @@ from aggregation.errors import (
     UnknownCodecError,
 )
 from aggregation.mergers import MeanState, Merger, WeightedMean
-from aggregation.server_optimizers import Averaging, AveragingState, ServerOptimizer
+from aggregation.server_optimizers import Averaging, FedAdam, ServerOptimizer, ServerState
 
 __all__ = [
     "CODEC_NAMES",
     "AggregationError",
     "Averaging",
-    "AveragingState",
     "Codec",
     "CodecError",
+    "FedAdam",
     "Float16",
     "Float32",
     "MeanState",
@@ -39,6 +39,7 @@ __all__ = [
     "PayloadTooLongError",
     "PayloadTruncatedError",
     "ServerOptimizer",
+    "ServerState",
     "SpecMismatchError",
     "UnknownCodecError",
     "WeightedMean",

@@ -26,7 +26,14 @@ class Trainer(Protocol):
     """What trains. `data` holds preprocessed model inputs and "labels", first axis: samples."""
 
     def fit(
-        self, tensors: Tensors, data: Tensors, *, learning_rate: float, epochs: int, seed: int
+        self,
+        tensors: Tensors,
+        data: Tensors,
+        *,
+        learning_rate: float,
+        epochs: int,
+        most_steps: int,
+        seed: int,
     ) -> tuple[Tensors, Mapping[str, float]]:
         """Trained tensors, and metrics ("loss")."""
         ...
@@ -61,6 +68,7 @@ def respond(
         data_fit,
         learning_rate=plan.learning_rate,
         epochs=plan.local_epochs,
+        most_steps=plan.local_steps,
         seed=plan.seed,
     )
     return close_update(plan, broadcast, trained, metrics, sample_count(data_fit))

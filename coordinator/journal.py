@@ -28,7 +28,7 @@ from coordinator.errors import JournalConflictError, JournalFormatError
 from protocol.rejection import Rejection
 from protocol.tensors import Tensors
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _APPLICATION_ID: Final = 0x464C4A4E  # "FLJN": this file is one of ours
 _SCHEMA: Final = """
 CREATE TABLE runs (
@@ -36,7 +36,8 @@ CREATE TABLE runs (
 );
 CREATE TABLE rounds (
     job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    begun REAL NOT NULL, committed REAL, report TEXT, tensors BLOB, PRIMARY KEY (job, round)
+    begun REAL NOT NULL, committed REAL, report TEXT, tensors BLOB,
+    moments BLOB, PRIMARY KEY (job, round)
 );
 CREATE TABLE updates (
     nonce TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL,
@@ -151,21 +152,26 @@ class Journal:
         round: int,
         *,
         tensors: Tensors,
+        moments: Tensors,
         report: Mapping[str, Any],
         updates: Sequence[UpdateEntry],
         rejections: Sequence[Rejection],
     ) -> None:
         """Write all that a round gave, or nothing of it.
 
+        `moments` are what the server optimizer remembers; they may be empty.
+
         Raises: JournalConflictError for a round that is committed already, or not begun, and for
             an update that was counted before.
         """
         with self._transaction():
             self._refuse_committed(job, round)
+            text = json.dumps(report, allow_nan=False)
+            blobs = (save(dict(tensors)), save(dict(moments)))
             changed = self._db.execute(
-                "UPDATE rounds SET committed = ?, report = ?, tensors = ? "
+                "UPDATE rounds SET committed = ?, report = ?, tensors = ?, moments = ? "
                 "WHERE job = ? AND round = ?",
-                (self._now(), json.dumps(report, allow_nan=False), save(dict(tensors)), job, round),
+                (self._now(), text, *blobs, job, round),
             ).rowcount
             if not changed:
                 raise JournalConflictError(f"{self._path}: round {round} was not begun")
@@ -184,7 +190,7 @@ class Journal:
             )
             if self._keep:
                 self._db.execute(
-                    "UPDATE rounds SET tensors = NULL WHERE job = ? AND round <= ?",
+                    "UPDATE rounds SET tensors = NULL, moments = NULL WHERE job = ? AND round <= ?",
                     (job, round - self._keep),
                 )
 
@@ -200,6 +206,13 @@ class Journal:
         """A committed round's tensors; None when it is not committed, or they were let go."""
         row = self._db.execute(
             "SELECT tensors FROM rounds WHERE job = ? AND round = ?", (job, round)
+        ).fetchone()
+        return load(row[0]) if row is not None and row[0] is not None else None
+
+    def moments(self, job: str, round: int) -> dict[str, np.ndarray] | None:
+        """What the server optimizer remembered after a round; None as in `tensors`."""
+        row = self._db.execute(
+            "SELECT moments FROM rounds WHERE job = ? AND round = ?", (job, round)
         ).fetchone()
         return load(row[0]) if row is not None and row[0] is not None else None
 

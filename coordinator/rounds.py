@@ -24,7 +24,7 @@ import numpy as np
 from aggregation.codecs import Codec, codec_named
 from aggregation.errors import MergeError
 from aggregation.mergers import MeanState, WeightedMean
-from aggregation.server_optimizers import Averaging
+from aggregation.server_optimizers import Averaging, FedAdam, ServerOptimizer, ServerState
 from coordinator.admission import Admitted, Expected, admit
 from coordinator.errors import NoClientsError
 from coordinator.job import Job, dump_job
@@ -62,10 +62,11 @@ def run_rounds(
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
     run = _Run(job=job, hash=job.hash(), spec=spec, link=link)
-    # Averaging remembers nothing from round to round, so a resumed run may begin it anew.
-    optimizer = Averaging(learning_rate=job.aggregation.server_learning_rate)
+    optimizer = server_optimizer(job)
     state = optimizer.init(spec)
     done, tensors = journal.open_run(run.hash, dump_job(job), initial)
+    if moments := journal.moments(run.hash, done):
+        state = ServerState(spec, moments)
     for number in range(done + 1, job.rounds.count + 1):
         started = clock()
         journal.begin_round(run.hash, number)
@@ -116,12 +117,25 @@ def run_rounds(
             run.hash,
             number,
             tensors=tensors,
+            moments=state.moments,
             report=report.to_json(),
             updates=fit.updates,
             rejections=rejections,
         )
         on_round(report)
     return tensors
+
+
+def server_optimizer(job: Job) -> ServerOptimizer:
+    """The optimizer that the job names."""
+    settings = job.aggregation
+    match settings.server_optimizer:
+        case "adam":
+            return FedAdam(
+                learning_rate=settings.server_learning_rate, adaptivity=settings.server_adaptivity
+            )
+        case _:
+            return Averaging(learning_rate=settings.server_learning_rate)
 
 
 def choose_clients(names: Sequence[str], count: int, seed: int, number: int) -> list[str]:
@@ -301,6 +315,7 @@ def _exchange(
                 task=task,
                 learning_rate=run.job.training.learning_rate,
                 local_epochs=run.job.training.local_epochs,
+                local_steps=run.job.training.local_steps,
                 seed=client_seed(run.seed, number, client),
                 max_update_bytes=budget,
             )

@@ -25,6 +25,7 @@ TEXT_BACKBONES = ("all-minilm-l6-v2",)
 
 # The largest integer that TOML, JSON and SQLite all carry exactly.
 _MAX_INT = 2**53 - 1
+_MAX_ADAM_RATE = 0.5
 _SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
 _PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client)?(,{_SPLIT})?")
 _PARTITIONS = (
@@ -222,6 +223,10 @@ class TrainingSection:
     batch_size: int = _key(8, "samples a step", low=1, high=65_536)
     local_epochs: int = _key(1, "passes over the client's samples a round", low=1, high=1000)
 
+    local_steps: int = _key(
+        0, "most steps a round, of those that the passes would take; 0: no limit", low=0
+    )
+
     def __post_init__(self) -> None:
         _check(self, "training")
         if self.optimizer == "adamw" and self.momentum:
@@ -251,8 +256,19 @@ class AggregationSection:
 
     merger: str = _key("weighted-mean", "how updates are combined", choices=("weighted-mean",))
     weighting: str = _key("samples", "weight of an update", choices=("samples", "uniform"))
+    server_optimizer: str = _key(
+        "averaging",
+        "what the server does with the mean update: add it, or take it for Adam's gradient",
+        choices=("averaging", "adam"),
+    )
     server_learning_rate: float = _key(
-        1.0, "share of the mean update that is applied", above=0, high=100
+        1.0,
+        "the server's learning rate; with averaging, the share that is added",
+        above=0,
+        high=100,
+    )
+    server_adaptivity: float = _key(
+        1e-3, "adam: mean updates well below this are damped (tau)", above=0, high=100
     )
     max_client_samples: int = _key(
         1_000_000, "largest sample count that is believed; an update above is rejected", low=1
@@ -260,6 +276,15 @@ class AggregationSection:
 
     def __post_init__(self) -> None:
         _check(self, "aggregation")
+        rate = self.server_learning_rate
+        if self.server_optimizer == "adam" and rate > _MAX_ADAM_RATE:
+            allowed = (
+                f'expected at most {_MAX_ADAM_RATE} with server_optimizer = "adam", whose steps '
+                "have that size a value and round; 0.001 to 0.01 is usual"
+            )
+            raise JobError(
+                [Fault(key="aggregation.server_learning_rate", value=rate, allowed=allowed)]
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

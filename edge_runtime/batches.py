@@ -13,12 +13,13 @@ from edge_runtime.errors import DataError
 
 
 def batch_plan(
-    samples: int, batch_size: int, epochs: int, rng: np.random.Generator
+    samples: int, batch_size: int, epochs: int, rng: np.random.Generator, *, most_steps: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training order: every epoch is a fresh permutation of all samples.
 
     *Shapes* indices int64 `[steps, batch]`, weights float32 `[steps, batch]` of 1 and 0, with
-    `steps = epochs · ⌈samples / batch⌉`. No step mixes two epochs.
+    `steps = epochs · ⌈samples / batch⌉`, cut to `most_steps` where that is above 0. No step mixes
+    two epochs.
     """
     _require_positive("epochs", epochs)
     indices, weights = evaluation_plan(samples, batch_size)
@@ -26,7 +27,8 @@ def batch_plan(
     order = np.zeros((epochs, steps * batch_size), np.int64)
     for epoch in range(epochs):
         order[epoch, :samples] = rng.permutation(samples)
-    return order.reshape(epochs * steps, batch_size), np.tile(weights, (epochs, 1))
+    kept = slice(most_steps or None)
+    return order.reshape(epochs * steps, batch_size)[kept], np.tile(weights, (epochs, 1))[kept]
 
 
 def evaluation_plan(samples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

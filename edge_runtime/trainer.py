@@ -45,8 +45,11 @@ class OnnxTrainer:
         learning_rate: float,
         epochs: int,
         seed: int,
+        most_steps: int = 0,
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Train on `data` for `epochs` passes, in an order drawn from `seed`.
+
+        `most_steps` above 0 ends the training after that many steps.
 
         Returns:
             The trained tensors, and {"loss": mean over all steps, weighted by their samples}.
@@ -58,7 +61,7 @@ class OnnxTrainer:
         samples = check_data(self.bundle.manifest, data)
         batch_size = self.bundle.manifest.training.batch_size
         rng = np.random.default_rng(seed)
-        indices, weights = batch_plan(samples, batch_size, epochs, rng)
+        indices, weights = batch_plan(samples, batch_size, epochs, rng, most_steps=most_steps)
         steps = (
             {**batch_of(data, self._names, rows), "weight": weight}
             for rows, weight in zip(indices, weights, strict=True)

@@ -21,6 +21,7 @@ from protocol.limits import (
     MAX_PAYLOAD_BYTES,
     MAX_ROUND,
     MAX_SEED,
+    MAX_STEPS,
     MIN_NONCE_LENGTH,
 )
 from protocol.update import MAX_UPDATE_OVERHEAD
@@ -47,6 +48,7 @@ class Plan:
     local_epochs: int  # at least 1 to fit; evaluation does not read it
     seed: int
     max_update_bytes: int  # a longer answer is rejected; headers included
+    local_steps: int = 0  # most steps of those that the epochs would take; 0: no limit
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -61,6 +63,7 @@ class Plan:
         object.__setattr__(self, "learning_rate", rate)
         self._set_integer("local_epochs", 1 if self.task == "fit" else 0, MAX_EPOCHS)
         self._set_integer("seed", 0, MAX_SEED)
+        self._set_integer("local_steps", 0, MAX_STEPS)
         self._set_integer("max_update_bytes", 1, MAX_PAYLOAD_BYTES + MAX_UPDATE_OVERHEAD)
 
     def _set_integer(self, field: str, low: int, high: int) -> None:
@@ -93,6 +96,7 @@ _FIELDS: Final = (
     "learning_rate",
     "local_epochs",
     "seed",
+    "local_steps",
     "max_update_bytes",
 )
 

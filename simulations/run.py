@@ -13,6 +13,7 @@ report.html       the result in plots
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from simulations.clients import label_distribution
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.reports.report import write_report
-from simulations.setup import Setup, load_job_data, set_up
+from simulations.setup import Setup, check_kind, load_job_data, set_up
 from tuning.compiler import compile_recipe
 from tuning.export import export_result
 
@@ -82,9 +83,9 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
     """
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
-    return write_bundle(
-        job, recipe, compile_recipe(recipe), dataset.class_names, key or new_key(), out
-    )
+    compiled = compile_recipe(recipe)
+    check_kind(dataset, compiled)
+    return write_bundle(job, recipe, compiled, dataset.class_names, key or new_key(), out)
 
 
 def _write_metrics(path: Path, reports: Sequence[RoundReport]) -> None:
@@ -97,8 +98,7 @@ def _summary(
 ) -> dict[str, Any]:
     job, compiled = setup.job, setup.compiled
     tested = [report for report in reports if report.accuracy is not None]
-    passes = job.training.local_epochs
-    samples = sum(report.samples for report in reports) * passes
+    samples = round(sum(report.samples for report in reports) * _passes(setup))
     fit_seconds = sum(report.fit_seconds for report in reports)
     rejections = [rejection for report in reports for rejection in report.rejections]
     return {
@@ -133,6 +133,14 @@ def _summary(
         "job": job.hash(),
         "versions": versions(),
     }
+
+
+def _passes(setup: Setup) -> float:
+    """How often a round trains on each sample of the clients that take part, on average."""
+    training = setup.job.training
+    held = [len(client.fit["labels"]) for client in setup.federation.clients]
+    most = training.local_steps * training.batch_size or math.inf
+    return sum(min(count * training.local_epochs, most) for count in held) / sum(held)
 
 
 def _per_client(setup: Setup, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -69,14 +69,15 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     recipe = recipe_of(job, len(dataset.class_names))
     progress.stage("compiling the training step")
     compiled = compile_recipe(recipe)
-    _check_kind(dataset, compiled)
+    check_kind(dataset, compiled)
     return Setup(job=job, dataset=dataset, federation=federation, recipe=recipe, compiled=compiled)
 
 
-def _check_kind(dataset: Dataset, compiled: Compiled) -> None:
+def check_kind(dataset: Dataset, compiled: Compiled) -> None:
+    """Raises: DataError when the backbone reads another kind of data."""
     reads = {"image": "image", "tokens": "text"}.get(compiled.preprocessing.kind, "")
     if dataset.kind != reads:
         raise DataError(
-            f"backbone {compiled.backbone} reads {compiled.preprocessing.kind}s, but the data set "
-            f"{dataset.name} holds {dataset.kind}s; choose a backbone or a data set that fits"
+            f"backbone {compiled.backbone} reads {reads}s, but the data set {dataset.name} holds "
+            f"{dataset.kind}s; choose a backbone or a data set that fits"
         )

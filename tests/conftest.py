@@ -193,12 +193,9 @@ def tiny_job(tiny_vit: Path, request: pytest.FixtureRequest) -> Callable[..., An
             weight_decay=0.01,
             batch_size=BATCH,
         )
-        given = {"data": data, "training": training} | sections
-        return Job(
-            backbone=BackboneSection(name="", path=str(folder)),
-            method=MethodSpec(name=method, settings=settings or {}),
-            **given,
-        )
+        backbone = BackboneSection(name="", path=str(folder))
+        given = {"data": data, "training": training, "backbone": backbone} | sections
+        return Job(method=MethodSpec(name=method, settings=settings or {}), **given)
 
     return make
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EVALUATION_ROWS: Final = 256
 
-# (samples, batch size, epochs, generator) -> indices and weights, both [steps, batch].
-BatchPlan = Callable[[int, int, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+# (samples, batch size, epochs, generator, most_steps=...) -> indices and weights, [steps, batch].
+BatchPlan = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 class TorchTrainer:
@@ -57,13 +57,16 @@ class TorchTrainer:
         learning_rate: float,
         epochs: int,
         seed: int,
+        most_steps: int = 0,
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """As `edge_runtime.OnnxTrainer.fit`."""
         self._load(tensors)
         held = {name: torch.from_numpy(value).to(self._device) for name, value in data.items()}
         labels = held.pop("labels")
         rng = np.random.default_rng(seed)
-        plan = self._batch_plan(len(labels), self._spec.batch_size, epochs, rng)
+        plan = self._batch_plan(
+            len(labels), self._spec.batch_size, epochs, rng, most_steps=most_steps
+        )
         indices, weights = (torch.from_numpy(part).to(self._device) for part in plan)
         optimizer = self._optimizer(learning_rate)
         total = torch.zeros((), device=self._device)

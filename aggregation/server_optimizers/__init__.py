@@ -5,7 +5,8 @@ gives the next tensors; what it remembers between rounds is a state that the jou
 
 from __future__ import annotations
 
-from aggregation.server_optimizers.averaging import Averaging, AveragingState
-from aggregation.server_optimizers.server_optimizer import ServerOptimizer
+from aggregation.server_optimizers.adam import FedAdam
+from aggregation.server_optimizers.averaging import Averaging
+from aggregation.server_optimizers.server_optimizer import ServerOptimizer, ServerState
 
-__all__ = ["Averaging", "AveragingState", "ServerOptimizer"]
+__all__ = ["Averaging", "FedAdam", "ServerOptimizer", "ServerState"]

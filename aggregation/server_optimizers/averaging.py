@@ -7,20 +7,17 @@ with SGD as the server's optimizer. Computed in float64, rounded once to each te
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from aggregation.errors import MergeError
+from aggregation.server_optimizers.server_optimizer import (
+    ServerState,
+    require_fit,
+    require_positive,
+    stepped,
+)
 from protocol.tensors import ParamSpec, Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class AveragingState:
-    """Averaging remembers the spec alone."""
-
-    spec: ParamSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,33 +27,20 @@ class Averaging:
     learning_rate: float = 1.0  # η, above 0
 
     def __post_init__(self) -> None:
-        rate: object = self.learning_rate
-        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        if not (is_number and 0 < self.learning_rate < math.inf):
-            raise MergeError(
-                f"server learning rate: expected a finite number above 0, found {rate!r}"
-            )
+        require_positive("server learning rate", self.learning_rate)
 
-    def init(self, spec: ParamSpec) -> AveragingState:
-        """Nothing to remember but what fits."""
-        return AveragingState(spec)
+    def init(self, spec: ParamSpec) -> ServerState:
+        """Nothing to remember."""
+        return ServerState(spec)
 
     def step(
-        self, state: AveragingState, tensors: Tensors, mean_delta: Tensors
-    ) -> tuple[AveragingState, dict[str, np.ndarray]]:
+        self, state: ServerState, tensors: Tensors, mean_delta: Tensors
+    ) -> tuple[ServerState, dict[str, np.ndarray]]:
         """Raises: MergeError if either argument does not fit the spec, or the sum is not finite."""
-        for what, given in (("tensors", tensors), ("mean delta", mean_delta)):
-            if problem := state.spec.mismatch(given):
-                raise MergeError(f"cannot step, {what}: {problem}")
-        stepped: dict[str, np.ndarray] = {}
-        for name, entry in state.spec.entries:
-            with np.errstate(over="ignore", invalid="ignore"):  # refused by name, just below
-                change = np.multiply(mean_delta[name], self.learning_rate, dtype=np.float64)
-                new = np.asarray(tensors[name] + change, entry.dtype)
-            if not np.isfinite(new).all():
-                raise MergeError(
-                    f'tensor "{name}": expected a finite step, found NaN or infinity; '
-                    "lower the server learning rate"
-                )
-            stepped[name] = new
-        return state, stepped
+        require_fit(state.spec, tensors, mean_delta)
+        with np.errstate(over="ignore"):
+            changes = {
+                name: np.multiply(mean_delta[name], self.learning_rate, dtype=np.float64)
+                for name in state.spec.names
+            }
+        return state, stepped(state.spec, tensors, changes)

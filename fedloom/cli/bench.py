@@ -21,6 +21,9 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on st
 _Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the JSON object to FILE too.")
 ]
+_Quick = Annotated[
+    bool, typer.Option("--quick", help="Measure less of each; the figures say that they are quick.")
+]
 
 
 class _Bench(StrEnum):
@@ -30,24 +33,24 @@ class _Bench(StrEnum):
 
 
 @app.command(cls=PlainCommand)
-def simulation(as_json: _Json = False, out: _Out = None) -> None:
+def simulation(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Cohort against sequential, Ray and central training; accuracies."""
-    _measure(_Bench.SIMULATION, as_json=as_json, out=out)
+    _measure(_Bench.SIMULATION, as_json=as_json, out=out, quick=quick)
 
 
 @app.command(cls=PlainCommand)
-def wire(as_json: _Json = False, out: _Out = None) -> None:
+def wire(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Bytes on the wire and what compression costs."""
-    _measure(_Bench.WIRE, as_json=as_json, out=out)
+    _measure(_Bench.WIRE, as_json=as_json, out=out, quick=quick)
 
 
 @app.command(cls=PlainCommand)
-def device(as_json: _Json = False, out: _Out = None) -> None:
+def device(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Start, memory and step time of a device beside torch; parity of the graphs."""
-    _measure(_Bench.DEVICE, as_json=as_json, out=out)
+    _measure(_Bench.DEVICE, as_json=as_json, out=out, quick=quick)
 
 
-def _measure(bench: _Bench, *, as_json: bool, out: Path | None) -> None:
+def _measure(bench: _Bench, *, as_json: bool, out: Path | None, quick: bool) -> None:
     from importlib import import_module
 
     from fedloom.progress import progress_on
@@ -55,7 +58,7 @@ def _measure(bench: _Bench, *, as_json: bool, out: Path | None) -> None:
 
     module = import_module(f"simulations.benchmarks.{bench}")
     with progress_on() as progress:
-        figures = module.figures(progress)
+        figures = module.figures(progress, quick=quick)
     document = to_json(figures)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,8 @@ class CohortClients:
             client = self._clients[name]
             try:
                 plan, broadcast = open_plan(blob, self._manifest)
-            except ValueError as fault:
+            except Exception as fault:
+                # As on a device: the coordinator hears of it, and the round goes on.
                 yield name, fault
                 continue
             if plan.task == "evaluate":
@@ -88,6 +89,7 @@ class CohortClients:
                 self._manifest.training.batch_size,
                 plan.local_epochs,
                 np.random.default_rng(plan.seed),
+                most_steps=plan.local_steps,
             )
             fits.append(_Work(client, plan, indices, weights))
         # Longest first, then by name: the grouping depends on nothing but the work itself.
@@ -119,7 +121,7 @@ class CohortClients:
                 own = {name: value[place] for name, value in trained.items()}
                 samples = sample_count(item.client.fit)
                 yield item.client.id, close_update(item.plan, broadcast, own, metrics, samples)
-            except ValueError as fault:
+            except Exception as fault:
                 yield item.client.id, fault
 
     def _steps(self, places: Sequence[_Work], filled: int) -> Steps:

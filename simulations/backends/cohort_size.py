@@ -4,7 +4,7 @@
 A larger cohort has fewer calls and larger matrix products, until its tensors no longer fit the
 processor's caches. Where that is depends on the model and the machine, so a long run tries a few
 sizes first; what was found is kept beside the compiled graphs. A short run takes the default,
-since compiling three graphs to save a second would be no gain.
+since compiling several graphs to save a second would be no gain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from tuning.compiler import Compiled, cohort_graph
 from tuning.recipe import Recipe
 
 DEFAULT_SIZE: Final = 20
-CANDIDATES: Final = (10, 20, 40)
+CANDIDATES: Final = (1, 5, 10, 20, 40)
+# What a step reads and writes again and again (tensors, gradients, two moments) should stay in the
+# cache: with full fine-tuning, twenty clients at once are slower than one after another.
+CACHE_BYTES: Final = 32 * 2**20
 # A run is long from here on; at some 5e10 operations a second and core, about five minutes.
 LONG_RUN_FLOPS: Final = 3e13
 _TRIALS: Final = 4
@@ -48,7 +51,9 @@ def cohort_size(
         seconds = _known(compiled)
         if not seconds and long and at_once > min(CANDIDATES):
             seconds = _measure(compiled, recipe)
-        largest = min(seconds, key=lambda size: seconds[size]) if seconds else DEFAULT_SIZE
+        fitting = max(CACHE_BYTES // (4 * compiled.trainable.nbytes), 1)
+        default = min(DEFAULT_SIZE, fitting)
+        largest = min(seconds, key=lambda size: seconds[size]) if seconds else default
     return math.ceil(at_once / math.ceil(at_once / largest))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a federation stays behind one machine that holds all of its data.
 
-The central run trains the same tensors on the same samples for as many passes. It is given the
-batch size and learning rate at which it did best when the figures were set up; so is the federation.
+The central run trains the same tensors on the same samples for as many passes. Both have the
+settings at which they did best when the figures were set up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import pooled, run_job
 from simulations.clients import make_clients
 from simulations.datasets import load_dataset
-from simulations.progress import ProgressListener, SilentProgress
+from simulations.progress import ProgressListener
 from simulations.setup import Setup, set_up
 
 
@@ -86,18 +86,21 @@ def text_job(*, quick: bool = False) -> Job:
     )
 
 
-def central_gap(progress: ProgressListener, *, quick: bool = False) -> Figure:
-    """`central_gap`: LoRA on Fashion-MNIST, federated beside central."""
-    setup = set_up(image_job(quick=quick), progress)
+def central_gap(progress: ProgressListener, job: Job) -> Figure:
+    """`central_gap`: LoRA on images, federated beside central; the job is `image_job`.
+
+    Raises: DataError without Fashion-MNIST.
+    """
+    setup = set_up(job, progress)
     gap, note = _gap(setup, IMAGES_CENTRAL, progress)
     return figure("central_gap", gap, unit="points", note=note)
 
 
-def text_central_gap(
-    progress: ProgressListener, *, quick: bool = False, target: str = "<= 5"
-) -> Figure:
-    """`text_central_gap`: LoRA on MiniLM over maintainers, federated beside central."""
-    job = text_job(quick=quick)
+def text_central_gap(progress: ProgressListener, job: Job) -> Figure:
+    """`text_central_gap`: LoRA over writers of texts, federated beside central; job: `text_job`.
+
+    Raises: BackboneError, DataError without the encoder's package or Debian's package lists.
+    """
     setup = set_up(job, progress)
     gap, note = _gap(setup, TEXT_CENTRAL, progress)
     progress.stage("TF-IDF and logistic regression on the same texts")
@@ -106,7 +109,7 @@ def text_central_gap(
         "text_central_gap",
         gap,
         unit="points",
-        target=target,
+        target="<= 5",
         note=f"{note}; TF-IDF with logistic regression {baseline:.4f}",
     )
 
@@ -177,9 +180,3 @@ def tf_idf_accuracy(job: Job) -> float:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     model = LogisticRegression(C=10.0, max_iter=1000).fit(words.fit_transform(texts), labels)
     return float(model.score(words.transform(federation.test["texts"]), federation.test["labels"]))
-
-
-def main() -> None:
-    """Print both figures."""
-    for measure in (central_gap, text_central_gap):
-        print(measure(SilentProgress()))

@@ -44,7 +44,7 @@ def step_by_torch(model_folder: str) -> float:
 
     torch.manual_seed(0)
     base = AutoModelForImageClassification.from_pretrained(
-        model_folder, num_labels=CLASSES, local_files_only=True
+        model_folder, num_labels=CLASSES, local_files_only=True, ignore_mismatched_sizes=True
     )
     settings = LoraConfig(
         r=RANK,
@@ -55,7 +55,8 @@ def step_by_torch(model_folder: str) -> float:
     model = get_peft_model(base, settings).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE)
-    images = torch.randn(BATCH, base.config.num_channels, 28, 28)
+    side = base.config.image_size
+    images = torch.randn(BATCH, base.config.num_channels, side, side)
     loss = torch.nn.functional.cross_entropy(model(pixel_values=images).logits, torch.arange(BATCH))
     loss.backward()
     optimizer.step()

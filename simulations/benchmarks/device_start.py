@@ -9,7 +9,13 @@ from statistics import median
 from typing import Final
 
 from coordinator.job import Job
-from coordinator.sections import DataSection, JobSection, MethodSpec, TrainingSection
+from coordinator.sections import (
+    BackboneSection,
+    DataSection,
+    JobSection,
+    MethodSpec,
+    TrainingSection,
+)
 from simulations.benchmarks.device_process import BATCH, RANK, RATE
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.processes import last_line, python, run_command
@@ -21,7 +27,9 @@ from tuning.backbones.backbone import SHIPPED_VIT
 _MODULE: Final = "simulations.benchmarks.device_process"
 
 
-def device_start(progress: ProgressListener, *, repetitions: int = 5) -> list[Figure]:
+def device_start(
+    progress: ProgressListener, *, repetitions: int = 5, backbone: Path | None = None
+) -> list[Figure]:
     """`device_start_ratio` and `device_memory_ratio`: the bundle beside torch and its libraries.
 
     Wall time from the start of the interpreter to its end; the processes take turns, after one of
@@ -30,13 +38,14 @@ def device_start(progress: ProgressListener, *, repetitions: int = 5) -> list[Fi
     progress.stage("device: building a bundle")
     job = Job(
         job=JobSection(name="device-start"),
+        backbone=BackboneSection(name="", path=str(backbone)) if backbone else BackboneSection(),
         data=DataSection(dataset="digits", clients=1),
         method=MethodSpec(name="lora", settings={"rank": RANK, "alpha": 2.0 * RANK}),
         training=TrainingSection(optimizer="adamw", learning_rate=RATE, batch_size=BATCH),
     )
     with tempfile.TemporaryDirectory() as folder:
         bundle = build_bundle(job, Path(folder) / "bundle")
-        places = {"onnx": bundle, "torch": backbone_folder(SHIPPED_VIT)}
+        places = {"onnx": bundle, "torch": backbone or backbone_folder(SHIPPED_VIT)}
         seconds: dict[str, list[float]] = {way: [] for way in places}
         peaks: dict[str, list[int]] = {way: [] for way in places}
         for number in range(repetitions + 1):

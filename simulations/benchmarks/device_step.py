@@ -45,20 +45,24 @@ BASE: Final = Case(name="ViT-B/16", batch=4, rank=8, steps=2, repetitions=3)
 
 
 def device_step_ratio(
-    progress: ProgressListener, *, small: Case = SMALL, base: Case | None = BASE
+    progress: ProgressListener,
+    *,
+    small: Case = SMALL,
+    base: Case | None = BASE,
+    backbone: str | Path = SHIPPED_VIT,
 ) -> Figure:
     """`device_step_ratio`: the worse of the shipped ViT and a ViT-B/16 with random weights."""
     ratios: dict[str, float] = {}
     words = []
     with tempfile.TemporaryDirectory() as folder:
-        cases: list[tuple[Case, str | Path]] = [(small, SHIPPED_VIT)]
+        cases: list[tuple[Case, str | Path]] = [(small, backbone)]
         if base is not None:
             cases.append((base, save_vit_base(Path(folder) / "vit-base")))
-        for case, backbone in cases:
+        for case, model in cases:
             progress.stage(f"device: compiling {case.name}")
             # Of the large model nothing should stay behind in the user's cache.
-            cache = Path(folder) / "cache" if isinstance(backbone, Path) else None
-            graph, autograd = step_seconds(case, backbone, cache, progress)
+            cache = Path(folder) / "cache" if case is base else None
+            graph, autograd = step_seconds(case, model, cache, progress)
             ratios[case.name] = graph / autograd
             words.append(
                 f"{case.name}, batch {case.batch}: {1000 * graph:.1f} ms beside "

@@ -35,7 +35,7 @@ def cohort_memory_mb(progress: ProgressListener, scale: Scale = SCALE) -> Figure
     play_way("cohort", scale)
     for way in WAYS:
         progress.stage(f"memory: {way}")
-        numbers = map(str, (scale.clients, scale.images, scale.rounds))
+        numbers = map(str, (scale.clients, scale.images, scale.rounds, scale.backbone))
         peaks[way] = run_command(
             python("simulations.benchmarks.memory", way, *numbers), watch_memory=True
         )
@@ -70,8 +70,9 @@ def play_way(way: str, scale: Scale) -> None:
 
 def main(arguments: list[str]) -> None:
     """What a measured process runs."""
-    way, clients, images, rounds = arguments
-    play_way(way, Scale(clients=int(clients), images=int(images), rounds=int(rounds)))
+    way, clients, images, rounds, backbone = arguments
+    scale = Scale(clients=int(clients), images=int(images), rounds=int(rounds), backbone=backbone)
+    play_way(way, scale)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from simulations.datasets import load_dataset
 from simulations.progress import ProgressListener
 from simulations.setup import set_up
 from tuning.backbones.backbone import SHIPPED_VIT
-from tuning.compiler import compile_recipe
+from tuning.compiler import Compiled, compile_recipe
 from tuning.recipe import Recipe
 
 STEPS: Final = 10
@@ -82,6 +82,7 @@ def onnx_parity(
     *,
     methods: Mapping[str, Mapping[str, Any]] = METHODS,
     trainings: Mapping[str, TrainingSpec] = TRAININGS,
+    backbone: str | Path = SHIPPED_VIT,
 ) -> Figure:
     """`onnx_parity`: the compiled step against torch autograd and torch.optim, on digits."""
     dataset = load_dataset("digits", seed=0)
@@ -90,7 +91,7 @@ def onnx_parity(
         for optimizer, training in trainings.items():
             progress.stage(f"parity: {method}, {optimizer}")
             recipe = Recipe(
-                backbone=SHIPPED_VIT,
+                backbone=backbone,
                 classes=len(dataset.class_names),
                 seed=0,
                 method=method,
@@ -100,7 +101,7 @@ def onnx_parity(
             compiled = compile_recipe(recipe)
             data = preprocess(compiled.preprocessing, dataset.train)
             steps = list(_steps(data))
-            graph = _by_graph(recipe, compiled.folder, steps)
+            graph = _by_graph(recipe, compiled, steps)
             found[f"{method} with {optimizer}"] = graph.distance(_by_autograd(recipe, steps))
     worst = max(found, key=lambda name: found[name])
     return figure(
@@ -112,9 +113,7 @@ def onnx_parity(
     )
 
 
-def cohort_parity(
-    progress: ProgressListener, *, job: Job | None = None, target: str = "<= 1e-5"
-) -> Figure:
+def cohort_parity(progress: ProgressListener, job: Job | None = None) -> Figure:
     """`cohort_parity`: cohort against clients in turn, and each against itself, on digits."""
     setup = set_up(job or _parity_job(), progress)
     finals: dict[str, list[Tensors]] = {"cohort": [], "sequential": []}
@@ -131,7 +130,7 @@ def cohort_parity(
     made = figure(
         "cohort_parity",
         distance,
-        target=target,
+        target="<= 1e-5",
         note=f"after {rounds} rounds of {len(setup.federation.clients)} uneven clients; {verdict}"
         " byte for byte",
     )
@@ -167,13 +166,12 @@ def _steps(data: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         }
 
 
-def _by_graph(recipe: Recipe, folder: Path, steps: list[dict[str, np.ndarray]]) -> Trained:
+def _by_graph(recipe: Recipe, compiled: Compiled, steps: list[dict[str, np.ndarray]]) -> Trained:
     from safetensors.numpy import load_file
 
-    compiled = compile_recipe(recipe)
     state = {name: np.zeros(spec.shape, spec.dtype) for name, spec in compiled.state.entries}
-    loop = TrainingLoop(folder / "train.onnx")
-    initial = load_file(folder / INITIAL_NAME)
+    loop = TrainingLoop(compiled.folder / "train.onnx")
+    initial = load_file(compiled.folder / INITIAL_NAME)
     tensors, losses = loop.run(initial, state, steps, recipe.training.learning_rate)
     return Trained(losses, tensors)
 

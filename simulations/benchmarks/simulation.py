@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-from simulations.benchmarks.accuracy import central_gap, text_central_gap
+from simulations.benchmarks.accuracy import (
+    central_gap,
+    image_job,
+    text_central_gap,
+    text_job,
+)
 from simulations.benchmarks.command import demo_accuracy, help_seconds
 from simulations.benchmarks.figure import Figure
 from simulations.benchmarks.memory import SCALE, cohort_memory_mb
@@ -30,13 +35,13 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
         measured_if_possible(lambda: demo_accuracy(progress), "demo_accuracy", target=">= 0.93"),
         help_seconds(progress),
         measured_if_possible(
-            lambda: text_central_gap(progress, quick=quick),
+            lambda: text_central_gap(progress, text_job(quick=quick)),
             "text_central_gap",
             unit="points",
             target="<= 5",
         ),
         measured_if_possible(
-            lambda: central_gap(progress, quick=quick), "central_gap", unit="points"
+            lambda: central_gap(progress, image_job(quick=quick)), "central_gap", unit="points"
         ),
     ]
     return labelled(found) if quick else found

@@ -21,6 +21,7 @@ from typing import Final
 
 from coordinator.job import Job
 from coordinator.sections import (
+    BackboneSection,
     DataSection,
     JobSection,
     MethodSpec,
@@ -51,6 +52,8 @@ class Scale:
     repetitions: int = 3
     central_batch: int = 256
     flower_repetitions: int = 1
+    backbone: str = ""
+    """A folder; empty for the shipped one."""
 
 
 QUICK: Final = Scale(rounds=2, repetitions=1)
@@ -58,8 +61,12 @@ QUICK: Final = Scale(rounds=2, repetitions=1)
 
 def throughput_setup(scale: Scale) -> Setup:
     """Equal clients of noise images, LoRA r=4, batch 8, one epoch a round, nothing held out."""
+    backbone = BackboneSection()
+    if scale.backbone:
+        backbone = BackboneSection(name="", path=scale.backbone)
     job = Job(
         job=JobSection(name="throughput"),
+        backbone=backbone,
         data=DataSection(clients=scale.clients, partition="iid", held_out=0.0),
         method=MethodSpec(name="lora", settings={"rank": 4, "alpha": 8.0}),
         training=TrainingSection(optimizer="adamw", learning_rate=1e-3, batch_size=8),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Final
@@ -49,7 +50,7 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
         one_bit_size_ratio(),
         measured_if_possible(
             lambda: one_bit_accuracy_gap(
-                progress, seeds=range(1) if quick else range(3), rounds=3 if quick else 10
+                progress, accuracy_job(quick=quick), seeds=range(1) if quick else range(3)
             ),
             "one_bit_accuracy_gap",
             unit="points",
@@ -93,11 +94,11 @@ def container(tensors: Tensors, codec: str) -> bytes:
     return pack_update(header, codec_named(codec).encode(tensors))
 
 
-def accuracy_job(kind: str, *, seed: int, rounds: int) -> Job:
+def accuracy_job(*, quick: bool = False) -> Job:
     """The private half of Fashion-MNIST over 20 clients with uneven labels."""
-    method, codec = KINDS[kind]
+    rounds = 3 if quick else 10
     return Job(
-        job=JobSection(name=kind, seed=seed),
+        job=JobSection(name="one-bit"),
         data=DataSection(
             dataset="fashion-mnist",
             clients=20,
@@ -105,30 +106,32 @@ def accuracy_job(kind: str, *, seed: int, rounds: int) -> Job:
             held_out=0.0,
             samples_per_client=200,
         ),
-        method=MethodSpec(name=method, settings={"width": WIDTH}),
         training=TrainingSection(optimizer="adamw", learning_rate=1e-3, batch_size=8),
-        update=UpdateSection(codec=codec),
         rounds=RoundsSection(count=rounds, evaluate_every=rounds),
     )
 
 
 def one_bit_accuracy_gap(
-    progress: ProgressListener,
-    *,
-    seeds: Sequence[int] = range(3),
-    rounds: int = 10,
-    kinds: Sequence[str] = tuple(KINDS),
+    progress: ProgressListener, job: Job, *, seeds: Sequence[int] = range(3)
 ) -> Figure:
     """`one_bit_accuracy_gap`: points that 1-bit updates of the adapter lose, over seeds.
 
+    `job` says everything but method and codec.
+
     Raises: DataError without Fashion-MNIST.
     """
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     uplink: dict[str, int] = {}
     for seed in seeds:
-        for kind in kinds:
+        for kind, (method, codec) in KINDS.items():
             progress.stage(f"one bit: {kind}, seed {seed}")
-            setup = set_up(accuracy_job(kind, seed=seed, rounds=rounds), progress)
+            own = replace(
+                job,
+                job=replace(job.job, seed=seed),
+                method=MethodSpec(name=method, settings={"width": WIDTH}),
+                update=UpdateSection(codec=codec),
+            )
+            setup = set_up(own, progress)
             with tempfile.TemporaryDirectory() as folder:
                 outcome = run_job(setup, Path(folder) / "run")
             found[kind].append(outcome.accuracy)
@@ -142,5 +145,5 @@ def one_bit_accuracy_gap(
         100 * (means["float32"] - means["one-bit"]),
         unit="points",
         target="<= 1.5",
-        note=f"{words}; adapter width {WIDTH}, {len(seeds)} seeds, {rounds} rounds",
+        note=f"{words}; adapter width {WIDTH}, {len(seeds)} seeds, {job.rounds.count} rounds",
     )

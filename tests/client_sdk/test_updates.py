@@ -42,6 +42,7 @@ PLAN = Plan(
     task="fit",
     learning_rate=0.5,
     local_epochs=3,
+    local_steps=2,
     seed=9,
     max_update_bytes=10_000,
 )
@@ -56,9 +57,16 @@ class PlusOne:
         self.asked: list[Any] = []
 
     def fit(
-        self, tensors: Tensors, data: Tensors, *, learning_rate: float, epochs: int, seed: int
+        self,
+        tensors: Tensors,
+        data: Tensors,
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+        most_steps: int = 0,
     ) -> tuple[Tensors, Mapping[str, float]]:
-        self.asked.append((len(data["labels"]), learning_rate, epochs, seed))
+        self.asked.append((len(data["labels"]), learning_rate, epochs, seed, most_steps))
         return {name: value + 1 for name, value in tensors.items()}, {"loss": 0.25}
 
     def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
@@ -102,7 +110,7 @@ def test_trainer_is_told_what_the_plan_says() -> None:
         data_held_out={},
         client="c1",
     )
-    assert trainer.asked == [(7, 0.5, 3, 9)]
+    assert trainer.asked == [(7, 0.5, 3, 9, 2)]
 
 
 def test_difference_is_taken_from_what_the_client_saw_when_the_downlink_is_lossy() -> None:

@@ -26,7 +26,14 @@ class DriftTrainer:
     """Moves every tensor towards a client's mean, with noise by the plan's seed."""
 
     def fit(
-        self, tensors: Tensors, data: Tensors, *, learning_rate: float, epochs: int, seed: int
+        self,
+        tensors: Tensors,
+        data: Tensors,
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+        most_steps: int = 0,
     ) -> tuple[Tensors, Mapping[str, float]]:
         rng = np.random.default_rng(seed)
         goal = np.float32(data["x"].mean())

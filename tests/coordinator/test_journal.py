@@ -21,6 +21,7 @@ REJECTION = Rejection(client="c1", round=1, code=RejectionCode.NOT_FINITE, reaso
 def commit(journal: Journal, number: int, **changes: Any) -> None:
     content: dict[str, Any] = {
         "tensors": {"w": np.full((2, 2), number, np.float32), "s": np.array(1, np.float32)},
+        "moments": {"first/w": np.full((2, 2), -number, np.float64)},
         "report": {"round": number},
         "updates": [UpdateEntry(nonce=f"n{number}", client="c0", samples=3, bytes=70)],
         "rejections": [REJECTION],
@@ -124,3 +125,21 @@ def test_journal_of_another_version_is_refused(path: Path) -> None:
     database.close()
     with pytest.raises(JournalFormatError, match="found version 9"):
         Journal(path)
+
+
+def test_moments_are_kept_with_the_tensors_and_let_go_with_them(path: Path, initial: Any) -> None:
+    with Journal(path, keep_tensors=1) as journal:
+        journal.open_run(JOB, "", initial)
+        assert journal.moments(JOB, 0) is None
+        for number in (1, 2):
+            journal.begin_round(JOB, number)
+            commit(
+                journal,
+                number,
+                updates=[UpdateEntry(nonce=f"n{number}", client="c0", samples=3, bytes=70)],
+            )
+        assert journal.moments(JOB, 1) is None
+        kept = journal.moments(JOB, 2)
+    assert kept is not None
+    assert (kept["first/w"] == -2).all()
+    assert kept["first/w"].dtype == np.float64

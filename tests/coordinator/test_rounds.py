@@ -106,25 +106,32 @@ def test_result_does_not_depend_on_the_order_of_answers(
     assert same_bits(straight, reverse)
 
 
+ADAM_JOB = replace(
+    JOB,
+    aggregation=replace(JOB.aggregation, server_optimizer="adam", server_learning_rate=0.01),
+)
+
+
+@pytest.mark.parametrize("job", [JOB, ADAM_JOB], ids=["averaging", "adam"])
 def test_resumed_run_gives_the_same_bits_as_an_undisturbed_one(
-    make_link: MakeLink, initial: Tensors, tmp_path: Path
+    make_link: MakeLink, initial: Tensors, tmp_path: Path, job: Job
 ) -> None:
-    whole, reports = play(JOB, make_link(JOB, CLIENTS), initial, tmp_path / "whole")
+    whole, reports = play(job, make_link(job, CLIENTS), initial, tmp_path / "whole")
 
     def stop_after_two(report: RoundReport) -> None:
         if report.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play(JOB, make_link(JOB, CLIENTS), initial, tmp_path / "halves", stop_after_two)
-    resumed, later = play(JOB, make_link(JOB, CLIENTS), initial, tmp_path / "halves")
+        play(job, make_link(job, CLIENTS), initial, tmp_path / "halves", stop_after_two)
+    resumed, later = play(job, make_link(job, CLIENTS), initial, tmp_path / "halves")
     assert same_bits(whole, resumed)
     assert [report.round for report in later] == [3, 4]
     with Journal(tmp_path / "halves") as journal:
-        kept = [RoundReport.from_json(report) for report in journal.reports(JOB.hash())]
+        kept = [RoundReport.from_json(report) for report in journal.reports(job.hash())]
     strip = {"seconds": 0.0, "fit_seconds": 0.0}
     assert [replace(r, **strip) for r in kept] == [replace(r, **strip) for r in reports]
-    again, none = play(JOB, make_link(JOB, CLIENTS), initial, tmp_path / "halves")
+    again, none = play(job, make_link(job, CLIENTS), initial, tmp_path / "halves")
     assert same_bits(whole, again) and not none
 
 

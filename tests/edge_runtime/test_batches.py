@@ -47,3 +47,13 @@ def test_plans_refuse_when_there_is_nothing_to_plan(sizes):
     if sizes[2]:
         with pytest.raises(DataError, match="expected 1 or more"):
             evaluation_plan(*sizes[:2])
+
+
+def test_plan_ends_early_when_steps_are_limited() -> None:
+    whole = batch_plan(11, 4, 3, np.random.default_rng(5))
+    cut = batch_plan(11, 4, 3, np.random.default_rng(5), most_steps=4)
+    assert [len(part) for part in cut] == [4, 4]
+    for part, of in zip(cut, whole, strict=True):
+        np.testing.assert_array_equal(part, of[:4])
+    longer = batch_plan(11, 4, 3, np.random.default_rng(5), most_steps=100)
+    assert len(longer[0]) == len(whole[0]) == 9

@@ -189,8 +189,8 @@ def test_bench_prints_a_table_or_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in = types.ModuleType("simulations.benchmarks.wire")
-    stand_in.figures = lambda progress: [  # type: ignore[attr-defined]
-        figure("one_bit_size_ratio", 0.034, target="<= 0.0357"),
+    stand_in.figures = lambda progress, quick: [  # type: ignore[attr-defined]
+        figure("one_bit_size_ratio", 0.034, target="<= 0.0357", note="QUICK" if quick else ""),
         figure("one_bit_accuracy_gap", 2.0, unit="points", target="<= 1.5"),
     ]
     monkeypatch.setitem(sys.modules, "simulations.benchmarks.wire", stand_in)
@@ -207,6 +207,8 @@ def test_bench_prints_a_table_or_json(
     assert document["figures"][1]["holds"] is False
     assert set(document) == {"figures", "machine", "versions"}
     assert json.loads(out.read_text())["figures"] == document["figures"]
+    assert main(["bench", "wire", "--quick"]) == DONE
+    assert "QUICK" in capsys.readouterr().out
 
 
 def test_command_ends_with_2_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "job": "00" * 32,
         "learning_rate": 0.05,
         "local_epochs": 1,
+        "local_steps": 0,
         "max_update_bytes": 1000,
         "nonce": "0123456789abcdef",
         "round": 7,

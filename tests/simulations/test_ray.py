@@ -50,7 +50,14 @@ class DriftTrainer:
     """Moves towards the client's mean, with noise by the plan's seed; client c2 always fails."""
 
     def fit(
-        self, tensors: Tensors, data: Tensors, *, learning_rate: float, epochs: int, seed: int
+        self,
+        tensors: Tensors,
+        data: Tensors,
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+        most_steps: int = 0,
     ) -> tuple[Tensors, Mapping[str, float]]:
         goal = np.float32(data["x"].mean())
         if goal == 2:

@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 
 Arrays = Mapping[str, np.ndarray]
-METHODS = (
-    "full", "head", "lora", "ssf", "adapter", "one-bit-adapter", "one-bit-lora", "prompt",
-    "peft:LOHA", "peft:IA3",
-)  # fmt: skip
 PEFT_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "LOHA": {"r": 2, "alpha": 4},
     "LOKR": {"r": 2, "alpha": 4},
     "IA3": {"feedforward_modules": []},
-    "VERA": {"r": 4},
     "OFT": {"r": 0, "oft_block_size": 4},
     "FOURIERFT": {"n_frequency": 10},
 }
 
 
 def options_of(method: str) -> dict[str, Any]:
-    """"peft:LOHA" as the arguments of `make_bundle`."""
+    """ "peft:LOHA" as the arguments of `make_bundle`."""
     name, _, peft_type = method.partition(":")
     settings = {"type": peft_type, **PEFT_SETTINGS[peft_type]} if peft_type else {}
     return {"method": name, "settings": settings}

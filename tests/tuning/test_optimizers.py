@@ -34,9 +34,7 @@ def test_ten_steps_equal_torch_optim(name: str, momentum: float, decay: float) -
             held.values(), lr=0.02, weight_decay=decay, eps=optimizers.EPSILON
         )
     else:
-        reference = torch.optim.SGD(
-            held.values(), lr=0.02, momentum=momentum, weight_decay=decay
-        )
+        reference = torch.optim.SGD(held.values(), lr=0.02, momentum=momentum, weight_decay=decay)
     tensors, state = dict(start), optimizers.initial_state(spec, start)
     for _ in range(10):
         gradients = {k: torch.randn(v.shape, generator=generator) for k, v in start.items()}

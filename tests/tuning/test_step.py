@@ -112,9 +112,7 @@ def test_cohort_step_equals_each_client_alone(
     tensors, state, losses = together(
         case.trainable, case.state, frozen, case.batch, case.labels, weight, rate
     )
-    tensors, state, losses = together(
-        tensors, state, frozen, case.batch, case.labels, weight, rate
-    )
+    tensors, state, losses = together(tensors, state, frozen, case.batch, case.labels, weight, rate)
     for client in range(CLIENTS):
         own, kept, batch, labels = case.of(client)
         for _ in range(2):

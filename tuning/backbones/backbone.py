@@ -90,6 +90,7 @@ def load_backbone(
         raise BackboneError(f"{folder} is not a Hugging Face folder: it has no config.json")
 
     import torch
+    from safetensors import SafetensorError
     from transformers import (
         AutoConfig,
         AutoModelForImageClassification,
@@ -97,7 +98,10 @@ def load_backbone(
     )
     from transformers.utils import logging as hf_logging
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as fault:
+        raise BackboneError(f"{folder} cannot be loaded as a classifier: {fault}") from fault
     kind: Literal["image", "text"] = "image" if hasattr(config, "image_size") else "text"
     auto = (
         AutoModelForImageClassification if kind == "image" else AutoModelForSequenceClassification
@@ -125,7 +129,7 @@ def load_backbone(
                     local_files_only=True,
                     ignore_mismatched_sizes=True,
                 )
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, SafetensorError) as fault:
         raise BackboneError(f"{folder} cannot be loaded as a classifier: {fault}") from fault
     finally:
         hf_logging.set_verbosity(verbosity)

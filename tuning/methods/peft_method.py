@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 # Those that keep the forward pass a function of the layer's input, can be merged into it, and
-# compile (RANDLORA differentiates by a function of its own). OFT and FOURIERFT fill matrices in
-# place, which one client at a time can do, but not a cohort.
-PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "VERA", "OFT", "FOURIERFT")
+# compile (VERA and RANDLORA move shared tensors about as they run). OFT and FOURIERFT fill matrices
+# in place, which one client at a time can do, but not a cohort.
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "FOURIERFT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's environment: the package with its `device` extra alone, in a venv of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coordinator.job import load_job
+from simulations.run import build_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "train_from_bundle.py"
+# What pip says when it is the network that is missing, not a package.
+OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def device_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a venv with `fedloom[device]` from this checkout, and the digits."""
+    folder = tmp_path_factory.mktemp("device")
+    # A copy: building in the checkout leaves a folder there that later wheels would take in.
+    source = folder / "source"
+    skipped = shutil.ignore_patterns(".*", "runs", "bench", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    command = [
+        python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+        "-c", ROOT / "constraints.txt", f"{source}[device]", "scikit-learn",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode != 0 and any(word in done.stderr for word in OFFLINE):
+        pytest.skip("the package registry cannot be reached, so no bare venv can be made")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return python
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_bundle(
+        load_job(ROOT / "examples" / "digits-lora.toml"), tmp_path_factory.mktemp("built") / "b"
+    )
+
+
+def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    # Started elsewhere and without PYTHONPATH, so that only what is installed can be imported.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [python, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=python.parent,
+        env=environment,
+        timeout=600,
+    )
+
+
+def test_device_environment_has_no_training_framework(device_python: Path) -> None:
+    code = (
+        "import importlib.util as u\n"
+        "names = ('torch', 'transformers', 'peft', 'onnx', 'onnxscript', 'edge_runtime')\n"
+        "print([name for name in names if u.find_spec(name)])\n"
+        "import edge_runtime; print(edge_runtime.__file__)\n"
+    )
+    done = run(device_python, "-c", code)
+    assert done.returncode == 0, done.stderr
+    found, where = done.stdout.splitlines()
+    assert found == "['edge_runtime']"
+    assert not where.startswith(str(ROOT))
+
+
+def test_example_trains_to_what_its_header_promises(device_python: Path, bundle: Path) -> None:
+    promised = re.search(r"accuracy at least ([0-9.]+)", EXAMPLE.read_text(encoding="utf-8"))
+    assert promised is not None
+    signer = (bundle / "signer.pub").read_text(encoding="ascii").strip()
+    done = run(device_python, EXAMPLE, bundle, signer)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.findall(r"^accuracy.* ([0-9.]+)$", done.stdout, re.MULTILINE))
+    assert after >= float(promised[1].rstrip(".,")) > before + 0.5
+
+
+def test_example_trains_nothing_when_the_signer_is_another(
+    device_python: Path, bundle: Path
+) -> None:
+    done = run(device_python, EXAMPLE, bundle, "0" * 64)
+    assert done.returncode == 2
+    assert done.stderr.startswith("refused: ")
+    assert "trained" not in done.stdout
+
+
+def test_example_trains_nothing_when_a_byte_was_changed(
+    device_python: Path, bundle: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(bundle, changed)
+    weights = changed / "backbone.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = run(device_python, EXAMPLE, changed)
+    assert done.returncode == 2
+    assert "backbone.safetensors" in done.stderr
+
+
+def test_example_is_short() -> None:
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 80

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime import batch_plan
+from edge_runtime.trainer import OnnxTrainer
+from tuning.torch_trainer import TorchTrainer
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "optimizer"),
+    [("lora", "image", "sgd"), ("ssf", "image", "sgd"), ("prompt", "text", "adamw")],
+)
+def test_torch_equals_onnxruntime(
+    make_bundle: Callable[..., Any], method: str, kind: str, optimizer: str
+) -> None:
+    made = make_bundle(method, kind=kind, optimizer=optimizer)
+    _, tuned = made.recipe.build()
+    by_torch = TorchTrainer(tuned, made.recipe.training, batch_plan=batch_plan)
+    by_onnx = OnnxTrainer(made.bundle, threads=1)
+    start, data = made.start(), made.data(11)
+    rate = 0.05 if optimizer == "sgd" else 0.002
+    found, metrics = by_torch.fit(start, data, learning_rate=rate, epochs=2, seed=6)
+    expected, expected_metrics = by_onnx.fit(start, data, learning_rate=rate, epochs=2, seed=6)
+    assert metrics == pytest.approx(expected_metrics, abs=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+    evaluated = by_torch.evaluate(found, data)
+    assert evaluated == pytest.approx(by_onnx.evaluate(expected, data), abs=1e-4)
+    losses, correct = by_torch.evaluate_samples(found, data)
+    assert losses.shape == correct.shape == (11,)
+
+
+def test_every_fit_starts_from_the_tensors_it_is_given(make_bundle: Callable[..., Any]) -> None:
+    made = make_bundle("head")
+    _, tuned = made.recipe.build()
+    trainer = TorchTrainer(tuned, made.recipe.training, batch_plan=batch_plan)
+    start, data = made.start(), made.data(6)
+    kept = {name: value.copy() for name, value in start.items()}
+    first, _ = trainer.fit(start, data, learning_rate=0.1, epochs=1, seed=0)
+    trainer.fit(first, data, learning_rate=0.1, epochs=3, seed=1)
+    again, _ = trainer.fit(start, data, learning_rate=0.1, epochs=1, seed=0)
+    for name, value in first.items():
+        assert value.tobytes() == again[name].tobytes()
+        assert start[name].tobytes() == kept[name].tobytes()
