@@ -24,12 +24,12 @@ from tuning.compiler import Compiled, cohort_graph
 from tuning.recipe import Recipe
 
 DEFAULT_SIZE: Final = 20
-CANDIDATES: Final = (1, 5, 10, 20, 40)
+CANDIDATES: Final = (5, 20, 40)
 # What a step reads and writes again and again (tensors, gradients, two moments) should stay in the
 # cache: with full fine-tuning, twenty clients at once are slower than one after another.
 CACHE_BYTES: Final = 32 * 2**20
-# A run is long from here on; at some 5e10 operations a second and core, about five minutes.
-LONG_RUN_FLOPS: Final = 3e13
+# A run is long from here on; at some 5e10 operations a second and core, about half an hour.
+LONG_RUN_FLOPS: Final = 9e13
 _TRIALS: Final = 4
 _FILE: Final = "cohort-sizes.json"
 
@@ -47,6 +47,8 @@ def cohort_size(
     if not largest:
         passes = job.rounds.count * job.training.local_epochs * at_once / clients
         steps = training_samples * passes / recipe.training.batch_size
+        if job.training.local_steps:
+            steps = min(steps, job.rounds.count * at_once * job.training.local_steps)
         long = steps * compiled.step_flops > LONG_RUN_FLOPS * usable_cores()
         seconds = _known(compiled)
         if not seconds and long and at_once > min(CANDIDATES):

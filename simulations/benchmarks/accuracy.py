@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a federation stays behind one machine that holds all of its data.
 
-The central run trains the same tensors on the same samples for as many passes. Both have the
-settings at which they did best when the figures were set up.
+The central run trains the same tensors on the same samples for as many passes. Both sides'
+settings stand below, so that whoever doubts a gap can turn either.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,21 @@ def test_few_of_the_clients_are_drawn_for_a_round(play_rounds: Callable[..., Any
     alone = play_rounds(rounds=rounds, simulation=SimulationSection(backend="sequential"))
     assert [report.clients for report in cohort.reports] == [2, 2]
     assert apart(cohort, alone) <= 1e-5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_ray_equals_sequential(
+    play_rounds: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs fedloom[ray]")
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    rounds = RoundsSection(count=2)
+    by_ray = play_rounds(rounds=rounds, simulation=SimulationSection(backend="ray"))
+    alone = play_rounds(rounds=rounds, simulation=SimulationSection(backend="sequential"))
+    assert apart(by_ray, alone) <= 1e-5
+    assert by_ray.reports[-1].accuracy == alone.reports[-1].accuracy
+    assert by_ray.reports[-1].per_client_accuracy == alone.reports[-1].per_client_accuracy

@@ -113,6 +113,9 @@ def test_cohort_step_equals_each_client_alone(
         case.trainable, case.state, frozen, case.batch, case.labels, weight, rate
     )
     tensors, state, losses = together(tensors, state, frozen, case.batch, case.labels, weight, rate)
+    # Adam divides a gradient by its own size, and with it what rounding makes of a small one: a
+    # hundredth of a step is allowed.
+    near = 1e-5 if optimizer == "sgd" else 4e-5
     for client in range(CLIENTS):
         own, kept, batch, labels = case.of(client)
         for _ in range(2):
@@ -121,7 +124,7 @@ def test_cohort_step_equals_each_client_alone(
         for name, value in own.items():
             if optimizer == "adamw" and name.endswith(SHIFTS_NOTHING):
                 continue
-            torch.testing.assert_close(tensors[name][client], value, rtol=0, atol=1e-5)
+            torch.testing.assert_close(tensors[name][client], value, rtol=0, atol=near)
         for name, value in kept.items():
             torch.testing.assert_close(state[name][client], value, rtol=0, atol=1e-5)
 
