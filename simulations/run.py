@@ -13,7 +13,6 @@ report.html       the result in plots
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from simulations.clients import label_distribution
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.reports.report import write_report
-from simulations.setup import Setup, check_kind, load_job_data, set_up
+from simulations.setup import Setup, check_kind, load_job_data, passes_per_round, set_up
 from tuning.compiler import compile_recipe
 from tuning.export import export_result
 
@@ -98,7 +97,7 @@ def _summary(
 ) -> dict[str, Any]:
     job, compiled = setup.job, setup.compiled
     tested = [report for report in reports if report.accuracy is not None]
-    samples = round(sum(report.samples for report in reports) * _passes(setup))
+    samples = round(sum(report.samples for report in reports) * passes_per_round(setup))
     fit_seconds = sum(report.fit_seconds for report in reports)
     rejections = [rejection for report in reports for rejection in report.rejections]
     return {
@@ -133,14 +132,6 @@ def _summary(
         "job": job.hash(),
         "versions": versions(),
     }
-
-
-def _passes(setup: Setup) -> float:
-    """How often a round trains on each sample of the clients that take part, on average."""
-    training = setup.job.training
-    held = [len(client.fit["labels"]) for client in setup.federation.clients]
-    most = training.local_steps * training.batch_size or math.inf
-    return sum(min(count * training.local_epochs, most) for count in held) / sum(held)
 
 
 def _per_client(setup: Setup, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:

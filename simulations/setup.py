@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     compiled = compile_recipe(recipe)
     check_kind(dataset, compiled)
     return Setup(job=job, dataset=dataset, federation=federation, recipe=recipe, compiled=compiled)
+
+
+def passes_per_round(setup: Setup) -> float:
+    """How often a round trains on each sample of the clients that take part, on average."""
+    training = setup.job.training
+    held = [len(client.fit["labels"]) for client in setup.federation.clients]
+    most = training.local_steps * training.batch_size or math.inf
+    return sum(min(count * training.local_epochs, most) for count in held) / sum(held)
 
 
 def check_kind(dataset: Dataset, compiled: Compiled) -> None:

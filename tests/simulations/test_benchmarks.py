@@ -108,7 +108,7 @@ def test_torch_engines_are_one_cache_entry_when_equal() -> None:
 
 @needs_ray
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_cohort_vs_flower_takes_the_best_of_flowers_settings(tiny: throughput.Scale) -> None:
@@ -119,7 +119,7 @@ def test_cohort_vs_flower_takes_the_best_of_flowers_settings(tiny: throughput.Sc
 
 @needs_ray
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_cohort_memory_is_held_against_a_third_of_rays(tiny: throughput.Scale) -> None:
     made = cohort_memory_mb(QUIET, tiny)
     assert made.name == "cohort_memory_mb" and made.unit == "MB"
