@@ -102,14 +102,14 @@ def compile_graph(
                 verbose=False,
                 dynamic_shapes=dynamic,
             )
+            if program is None:
+                raise CompileError("the exporter gave no graph")
+            _simplify(program.model)
         except (torch.onnx.OnnxExporterError, RuntimeError) as fault:
             raise CompileError(
                 f"the step cannot be written as a plain ONNX graph: {_summary(fault)}"
             ) from fault
-    if program is None:
-        raise CompileError("the exporter gave no graph")
     model = program.model
-    _simplify(model)
     graph = model.graph
     if len(graph.inputs) != len(names) or len(graph.outputs) != len(outputs):
         raise CompileError(
