@@ -258,7 +258,7 @@ def pretrain(
     generator = torch.Generator(device=device).manual_seed(seed)
     samplers = [Sampler(source, device) for source in sources]
     backbone = ViTModel(network_config(), add_pooling_layer=False)
-    # On a CPU the plain attention trains several times faster in bfloat16 than the fused one.
+    # In bfloat16 on a CPU the fused attention is the slower of the two.
     backbone.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
     n_classes = {source.head: source.bank.n_classes for source in sources}
     heads = nn.ModuleDict(
