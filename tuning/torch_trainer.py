@@ -39,7 +39,7 @@ class TorchTrainer:
         self._tuned = tuned
         self._spec = spec
         self._device = torch.device(device)
-        self._module = tuned.module.to(self._device)
+        self._module = _with_fused_attention(tuned.module).to(self._device)
         self._batch_plan = batch_plan
         parameters = dict(self._module.named_parameters())
         for parameter in parameters.values():
@@ -135,3 +135,16 @@ class TorchTrainer:
             momentum=spec.momentum,
             weight_decay=spec.weight_decay,
         )
+
+
+def _with_fused_attention(module: torch.nn.Module) -> torch.nn.Module:
+    """The same module with the attention that transformers itself would have chosen.
+
+    Compiling needs the plain one, which is the slower of the two here.
+    """
+    from transformers import PreTrainedModel
+
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel) and part._supports_sdpa:
+            part.set_attn_implementation("sdpa")
+    return module

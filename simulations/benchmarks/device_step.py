@@ -6,7 +6,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +18,7 @@ from edge_runtime.bundle import INITIAL_NAME
 from edge_runtime.training_loop import TrainingLoop
 from protocol.manifest import TrainingSpec
 from simulations.benchmarks.figure import Figure, figure
+from simulations.benchmarks.runs import torch_threads
 from simulations.progress import ProgressListener
 from tuning.backbones.backbone import SHIPPED_VIT
 from tuning.compiler import compile_recipe
@@ -121,7 +121,7 @@ def step_seconds(
         trainer.fit(initial, data, learning_rate=RATE, epochs=1, seed=0)
 
     taken: dict[str, list[float]] = {"graph": [], "torch": []}
-    with _torch_threads(THREADS):
+    with torch_threads(THREADS):
         for number in range(case.repetitions + 1):
             progress.stage(f"device: {case.name} {number}/{case.repetitions}")
             for name, run in (("graph", by_graph), ("torch", by_torch)):
@@ -141,15 +141,3 @@ def save_vit_base(folder: Path) -> Path:
         torch.manual_seed(0)
         ViTForImageClassification(ViTConfig(num_labels=CLASSES)).save_pretrained(folder)
     return folder
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -61,6 +61,33 @@ def test_onnx_parity_names_the_method_that_is_farthest_off(tiny_vit: Path) -> No
     assert re.search(r"(head|lora) with AdamW", made.note)
 
 
+def test_parity_figure_names_what_torch_itself_cannot_decide() -> None:
+    made = parity.parity_figure(
+        [
+            parity.Compared("lora with SGD", distance=2e-7, spread=1e-7),
+            parity.Compared("full with AdamW", distance=3.5e-3, spread=3.3e-3),
+        ]
+    )
+    assert made.value == 2e-7 and made.holds
+    assert made.note.startswith("1 of 2 pairs")
+    assert "not decidable: full with AdamW, 3.5e-03 where torch differs from itself by 3.3e-03" in (
+        made.note
+    )
+
+
+@pytest.mark.parametrize(
+    ("distance", "spread"),
+    [
+        pytest.param(2e-5, 1e-7, id="torch agrees with itself"),
+        pytest.param(2e-3, 9e-6, id="torch agrees with itself to the target"),
+        pytest.param(9e-3, 3.3e-3, id="the graph is much farther off"),
+    ],
+)
+def test_parity_figure_fails_when_the_graph_is_off(distance: float, spread: float) -> None:
+    made = parity.parity_figure([parity.Compared("lora with SGD", distance, spread)])
+    assert made.value == distance and made.holds is False
+
+
 def test_cohort_parity_holds_when_runs_agree(tiny_job: MakeJob) -> None:
     made = parity.cohort_parity(QUIET, two_rounds(tiny_job("lora")))
     assert made.name == "cohort_parity" and made.holds
