@@ -3,7 +3,8 @@
 
 SimulationError
 ├── DataError        a data set is missing, empty, truncated or contradicts itself
-└── PartitionError   a partition is unknown, has impossible settings or does not fit the data set
+├── PartitionError   a partition is unknown, has impossible settings or does not fit the data set
+└── RunFolderError   a run directory belongs to another job
 
 A client's own fault in a round is a `protocol.rejection.Rejection`, never one of these.
 """
@@ -21,3 +22,7 @@ class DataError(SimulationError):
 
 class PartitionError(SimulationError):
     """A partition cannot be made; the message names what is allowed."""
+
+
+class RunFolderError(SimulationError):
+    """A run directory cannot be gone on with; the message says what belongs to it."""

@@ -17,25 +17,28 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.bundles import recipe_of, sign_bundle, write_bundle
-from coordinator.job import Job, dump_job
+from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from edge_runtime.bundle import open_bundle
 from protocol.signing import new_key, public_key_hex
 from simulations.backends.play import play
 from simulations.clients import label_distribution
+from simulations.errors import RunFolderError
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.reports.report import write_report
-from simulations.setup import Setup, check_kind, load_job_data, passes_per_round, set_up
+from simulations.setup import Setup, load_job_data, passes_per_round, set_up
 from tuning.compiler import compile_recipe
 from tuning.export import export_result
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+JOB_FILE: Final = "job.toml"
 
 
 def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -> dict[str, Any]:
@@ -45,10 +48,12 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
 
     Raises:
         DataError, PartitionError, BackboneError, MethodError: the job does not fit together.
-        JournalError: `out` belongs to another job.
+        RunFolderError: `out` holds a run of another job.
+        JournalError: its journal cannot be gone on with.
     """
     progress = progress or SilentProgress()
     started = time.monotonic()
+    _check_folder(job, out)
     out.mkdir(parents=True, exist_ok=True)
     setup = set_up(job, progress)
     key = new_key()
@@ -56,7 +61,7 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
         job, setup.recipe, setup.compiled, setup.dataset.class_names, key, out / "bundle"
     )
     bundle = open_bundle(folder, public_key=public_key_hex(key))
-    (out / "job.toml").write_text(dump_job(job), encoding="utf-8")
+    (out / JOB_FILE).write_text(dump_job(job), encoding="utf-8")
 
     progress.start(job.rounds.count, len(setup.federation.clients))
     with Journal(out / "journal.sqlite") as journal:
@@ -83,8 +88,16 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
     compiled = compile_recipe(recipe)
-    check_kind(dataset, compiled)
     return write_bundle(job, recipe, compiled, dataset.class_names, key or new_key(), out)
+
+
+def _check_folder(job: Job, out: Path) -> None:
+    file = out / JOB_FILE
+    if file.is_file() and load_job(file).hash() != job.hash():
+        raise RunFolderError(
+            f"{out} holds a run of another job, and a run goes on only with the settings that it "
+            f"began with: give the job {file} itself, or start in another folder"
+        )
 
 
 def _write_metrics(path: Path, reports: Sequence[RoundReport]) -> None:

@@ -13,7 +13,7 @@ from simulations.clients import Federation, make_clients
 from simulations.datasets import Dataset, load_dataset, tokenise
 from simulations.errors import DataError
 from simulations.progress import ProgressListener
-from tuning.backbones import backbone_folder
+from tuning.backbones import backbone_folder, backbone_kind
 from tuning.compiler import Compiled, compile_recipe
 from tuning.recipe import Recipe
 
@@ -33,7 +33,8 @@ def load_job_data(job: Job) -> Dataset:
     """The job's data set, as token ids where it holds texts.
 
     Raises:
-        DataError: it is missing, broken, or does not fit the backbone.
+        BackboneError: the backbone is unknown, or its folder has no configuration.
+        DataError: the data set is missing, broken, or not of the kind that the backbone reads.
     """
     data = job.data
     dataset = load_dataset(
@@ -42,10 +43,14 @@ def load_job_data(job: Job) -> Dataset:
         max_train=data.max_train_samples,
         max_test=data.max_test_samples,
     )
-    if dataset.kind == "text":
-        folder = (
-            Path(job.backbone.path) if job.backbone.path else backbone_folder(job.backbone.name)
+    folder = Path(job.backbone.path) if job.backbone.path else backbone_folder(job.backbone.name)
+    reads = backbone_kind(folder)
+    if reads != dataset.kind:
+        raise DataError(
+            f"backbone {job.backbone.path or job.backbone.name} reads {reads}s, but the data set "
+            f"{dataset.name} holds {dataset.kind}s; choose a backbone or a data set that fits"
         )
+    if dataset.kind == "text":
         dataset = tokenise(dataset, folder, data.max_length)
     return dataset
 
@@ -70,7 +75,6 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     recipe = recipe_of(job, len(dataset.class_names))
     progress.stage("compiling the training step")
     compiled = compile_recipe(recipe)
-    check_kind(dataset, compiled)
     return Setup(job=job, dataset=dataset, federation=federation, recipe=recipe, compiled=compiled)
 
 
@@ -80,13 +84,3 @@ def passes_per_round(setup: Setup) -> float:
     held = [len(client.fit["labels"]) for client in setup.federation.clients]
     most = training.local_steps * training.batch_size or math.inf
     return sum(min(count * training.local_epochs, most) for count in held) / sum(held)
-
-
-def check_kind(dataset: Dataset, compiled: Compiled) -> None:
-    """Raises: DataError when the backbone reads another kind of data."""
-    reads = {"image": "image", "tokens": "text"}.get(compiled.preprocessing.kind, "")
-    if dataset.kind != reads:
-        raise DataError(
-            f"backbone {compiled.backbone} reads {reads}s, but the data set {dataset.name} holds "
-            f"{dataset.kind}s; choose a backbone or a data set that fits"
-        )

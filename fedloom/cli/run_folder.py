@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fedloom.errors import UsageError
 
+JOURNAL = "journal.sqlite"
 # One of these says that fedloom made the folder, so that --force removes nothing else.
-RUN_FILES = ("job.toml", "summary.json", "journal.sqlite", "compare.json", "manifest.json")
+RUN_FILES = ("job.toml", "summary.json", JOURNAL, "compare.json", "manifest.json")
 
 
 def choose_run_folder(out: Path | None, *, name: str, force: bool, base: str = "runs") -> Path:
@@ -19,13 +20,34 @@ def choose_run_folder(out: Path | None, *, name: str, force: bool, base: str = "
     Raises: UsageError for a folder in use.
     """
     if out is None:
-        plain = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
-        return _replaced(Path(base) / plain) if force else _first_free(Path(base) / plain)
+        usual = _usual(name, base)
+        return _replaced(usual) if force else _first_free(usual)
     if not _in_use(out):
         return out
     if not force:
-        raise UsageError(f"{out} is not empty: choose another --out, or replace it with --force")
+        raise UsageError(
+            f"{out} is not empty: choose another --out, go on with its run by --resume, or replace "
+            "it with --force"
+        )
     return _replaced(out)
+
+
+def find_run_folder(out: Path | None, *, name: str, base: str = "runs") -> Path:
+    """`out`, without it `base/name`, where a run has begun.
+
+    Raises: UsageError where none has.
+    """
+    folder = _usual(name, base) if out is None else out
+    if not (folder / JOURNAL).is_file():
+        raise UsageError(
+            f"{folder} holds no run to go on with (it has no {JOURNAL}): give its folder as --out, "
+            "or leave --resume away"
+        )
+    return folder
+
+
+def _usual(name: str, base: str) -> Path:
+    return Path(base) / (re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run")
 
 
 def _in_use(folder: Path) -> bool:

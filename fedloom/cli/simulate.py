@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.cli.run_folder import choose_run_folder
+from fedloom.cli.run_folder import choose_run_folder, find_run_folder
+from fedloom.errors import UsageError
 
 
 def simulate(
@@ -32,6 +33,9 @@ def simulate(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the run that is in DIR already.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that was cut off in DIR.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any key of the job."),
@@ -47,7 +51,12 @@ def simulate(
         clients=clients, dataset=dataset, partition=partition, backend=backend, seed=seed
     )
     loaded = load_job(job, [*overrides, *(settings or [])])
-    folder = choose_run_folder(out, name=loaded.job.name, force=force)
+    if resume and force:
+        raise UsageError("--resume goes on with a run and --force removes it: give one of them")
+    if resume:
+        folder = find_run_folder(out, name=loaded.job.name)
+    else:
+        folder = choose_run_folder(out, name=loaded.job.name, force=force)
 
     # Only now, as it takes seconds to load: a wrong job file is told at once.
     from fedloom.progress import progress_on

@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, Path]]]:
 
     def simulate(job: Any, out: Path, *, progress: Any) -> dict[str, Any]:
         noted.append((job, out))
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         (out / "job.toml").write_text(JOB)
         progress.stage("compiling")
         return SUMMARY
@@ -102,6 +102,36 @@ def test_simulate_replaces_a_run_only_by_force(
     assert "--force" in capsys.readouterr().err
     assert main([*arguments, "--force"]) == DONE
     assert len(calls) == 2
+
+
+def test_simulate_goes_on_in_the_folder_of_the_run_when_asked(
+    calls: list[tuple[Any, Path]], job_file: Path
+) -> None:
+    for place in ([], ["--out", "here"]):
+        assert main(["simulate", str(job_file), *place]) == DONE
+        (calls.pop()[1] / "journal.sqlite").touch()
+        assert main(["simulate", str(job_file), *place, "--resume"]) == DONE
+    assert [out for _, out in calls] == [Path("runs/tiny-run"), Path("here")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--resume"], "holds no run to go on with"),
+        (["--resume", "--out", "nowhere"], "nowhere holds no run to go on with"),
+        (["--resume", "--force"], "give one of them"),
+    ],
+)
+def test_simulate_refuses_to_go_on_where_it_cannot(
+    calls: list[tuple[Any, Path]],
+    job_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    assert main(["simulate", str(job_file), *arguments]) == BAD_INPUT
+    assert expected in capsys.readouterr().err
+    assert calls == []
 
 
 def test_simulate_never_removes_a_folder_that_is_not_a_run(

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from coordinator.errors import JournalError
 from coordinator.job import load_job
 from coordinator.journal import Journal
 from coordinator.sections import RoundsSection, SimulationSection, UpdateSection
@@ -20,6 +19,7 @@ from edge_runtime import open_bundle, preprocess
 from edge_runtime.training_loop import open_session
 from protocol.signing import new_key, public_key_hex
 from simulations.datasets import load_dataset
+from simulations.errors import RunFolderError
 from simulations.progress import SilentProgress
 from simulations.reports.run_record import SUMMARY_KEYS, read_run
 from simulations.run import build_bundle, simulate
@@ -169,17 +169,15 @@ def test_run_that_was_cut_off_goes_on_to_the_same_bits(
     open_bundle(tmp_path / "cut" / "bundle", public_key=None)
 
 
-def test_journal_of_another_job_is_refused(finished: Any, tiny_job: Callable[..., Any]) -> None:
+def test_folder_of_another_job_is_refused_and_left_as_it_is(
+    finished: Any, tiny_job: Callable[..., Any]
+) -> None:
     _, out, _ = finished
-    before = (out / "journal.sqlite").read_bytes()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = tiny_job("lora", rounds=RoundsSection(count=3), simulation=COHORT)
-    try:
+    with pytest.raises(RunFolderError, match=r"holds a run of another job.*job\.toml"):
         simulate(other, out)
-    except JournalError:
-        assert (out / "journal.sqlite").read_bytes() == before
-    else:
-        with Journal(out / "journal.sqlite") as journal:
-            assert len(list(journal.reports(other.hash()))) == 3
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_clients_without_samples_are_listed(tiny_job: Callable[..., Any], tmp_path: Path) -> None:

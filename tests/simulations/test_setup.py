@@ -46,7 +46,7 @@ def test_images_on_a_text_backbone_are_refused(
 def test_texts_on_an_image_backbone_are_refused(
     make_setup: Callable[..., Any], tiny_texts: Path
 ) -> None:
-    with pytest.raises(DataError, match="tiny-vit"):
+    with pytest.raises(DataError, match=r"tiny-vit reads images, but the data set .* holds texts"):
         make_setup("lora", data=DataSection(dataset=str(tiny_texts), clients=2))
 
 

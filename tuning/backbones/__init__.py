@@ -5,6 +5,12 @@ Every backbone, the shipped one included, is a Hugging Face folder and is loaded
 `load_backbone`. `families.py` says where the parts of each supported architecture are.
 """
 
-from tuning.backbones.backbone import Backbone, backbone_folder, load_backbone, named_backbones
+from tuning.backbones.backbone import (
+    Backbone,
+    backbone_folder,
+    backbone_kind,
+    load_backbone,
+    named_backbones,
+)
 
-__all__ = ["Backbone", "backbone_folder", "load_backbone", "named_backbones"]
+__all__ = ["Backbone", "backbone_folder", "backbone_kind", "load_backbone", "named_backbones"]

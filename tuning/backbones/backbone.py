@@ -64,6 +64,23 @@ def backbone_folder(name: str) -> Path:
     )
 
 
+def backbone_kind(folder: Path) -> Literal["image", "text"]:
+    """What a Hugging Face folder's model reads, by its configuration alone.
+
+    Raises: BackboneError for a folder without a readable config.json.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise BackboneError(f"{folder} is not a Hugging Face folder: it has no config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise BackboneError(f"{file}: expected JSON in UTF-8, found {fault}") from fault
+    if not isinstance(config, dict):
+        raise BackboneError(f"{file}: expected a JSON object, found {type(config).__name__}")
+    return "image" if "image_size" in config else "text"
+
+
 def load_backbone(
     name_or_folder: str | Path,
     *,
@@ -86,8 +103,7 @@ def load_backbone(
     name = folder.name if isinstance(name_or_folder, Path) else name_or_folder
     if classes < 2:
         raise BackboneError(f"a classifier needs at least 2 classes, the data has {classes}")
-    if not (folder / "config.json").is_file():
-        raise BackboneError(f"{folder} is not a Hugging Face folder: it has no config.json")
+    kind = backbone_kind(folder)
 
     import torch
     from safetensors import SafetensorError
@@ -102,7 +118,6 @@ def load_backbone(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as fault:
         raise BackboneError(f"{folder} cannot be loaded as a classifier: {fault}") from fault
-    kind: Literal["image", "text"] = "image" if hasattr(config, "image_size") else "text"
     auto = (
         AutoModelForImageClassification if kind == "image" else AutoModelForSequenceClassification
     )
