@@ -6,7 +6,7 @@ never written to, and the same updates in the same order give the same bits."""
 
 from __future__ import annotations
 
-from aggregation.codecs import CODEC_NAMES, Codec, Float16, Float32, OneBit, codec_named
+from aggregation.codecs import CODEC_NAMES, Codec, Float16, Float32, OneBit, Seeds, codec_named
 from aggregation.errors import (
     AggregationError,
     CodecError,
@@ -18,7 +18,7 @@ from aggregation.errors import (
     SpecMismatchError,
     UnknownCodecError,
 )
-from aggregation.mergers import MeanState, Merger, WeightedMean
+from aggregation.mergers import MeanState, Merged, Merger, WeightedMean
 from aggregation.server_optimizers import Averaging, FedAdam, ServerOptimizer, ServerState
 
 __all__ = [
@@ -32,12 +32,14 @@ __all__ = [
     "Float32",
     "MeanState",
     "MergeError",
+    "Merged",
     "Merger",
     "OneBit",
     "PayloadMalformedError",
     "PayloadNotFiniteError",
     "PayloadTooLongError",
     "PayloadTruncatedError",
+    "Seeds",
     "ServerOptimizer",
     "ServerState",
     "SpecMismatchError",

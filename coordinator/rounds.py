@@ -81,7 +81,7 @@ def run_rounds(
             )
         else:
             try:
-                state, tensors = optimizer.step(state, tensors, run.merger.finish(merged))
+                state, tensors = optimizer.step(state, tensors, run.merger.finish(merged).delta)
             except MergeError as error:
                 # Finite updates may still add up to what float32 cannot hold: a client's doing,
                 # which must not end the run, though it cannot be said whose.
@@ -240,13 +240,13 @@ def _fit(
 ) -> tuple[_Answers, MeanState]:
     """One exchange of plans and updates; every valid update is merged as its turn comes."""
     answers = _Answers()
-    merged = run.merger.init(run.spec)
+    merged = run.merger.init(run.spec, current=tensors)
     uniform = run.job.aggregation.weighting == "uniform"
     for admitted, size in _exchange(run, number, "fit", clients, tensors, answers):
         header = admitted.header
         weight = 1.0 if uniform else float(header.samples)
         try:
-            merged = run.merger.add(merged, admitted.delta, weight)
+            merged = run.merger.add(merged, admitted.delta, weight, client=header.client)
         except MergeError as error:
             code, reason = RejectionCode.NOT_FINITE, str(error)
             answers.rejections.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aggregation.codecs.codec import Codec
+from aggregation.codecs.codec import Codec, Seeds
 from aggregation.codecs.float16 import Float16
 from aggregation.codecs.float32 import Float32
 from aggregation.codecs.one_bit import OneBit
@@ -16,7 +16,7 @@ from aggregation.errors import UnknownCodecError
 
 CODEC_NAMES: Final = ("float32", "float16", "one-bit")
 
-__all__ = ["CODEC_NAMES", "Codec", "Float16", "Float32", "OneBit", "codec_named"]
+__all__ = ["CODEC_NAMES", "Codec", "Float16", "Float32", "OneBit", "Seeds", "codec_named"]
 
 
 def codec_named(name: str) -> Codec:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -19,27 +20,46 @@ from protocol.tensors import ParamSpec, Tensors
 Payload = bytes | bytearray | memoryview
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeds:
+    """Where a codec's random choices come from; both sides know them before anything is sent.
+
+    `own` belongs to one client and round, so that the rounding errors of many clients cancel.
+    `shared` belongs to the round: choices that every client must make alike.
+    """
+
+    own: int = 0
+    shared: int = 0
+
+
+NO_SEEDS: Final = Seeds()
+
+
 class Codec(Protocol):
     """Named float32 tensors to bytes and back.
 
     A payload holds values only: both sides know the ParamSpec, tensors follow one another in the
-    order of their names, numbers are little-endian. Codecs are pure and keep no state.
+    order of their names, numbers are little-endian. Codecs are pure and keep no state: what is
+    random follows from the seeds alone.
     """
 
     @property
     def name(self) -> str:
-        """As job files, plans and updates call it."""
+        """As job files, plans and updates call it, settings included: "top-k:0.05"."""
         ...
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """Raises: CodecError for tensors that are not float32 or not finite."""
         ...
 
-    def decode(self, payload: Payload, spec: ParamSpec, limit: int) -> dict[str, np.ndarray]:
+    def decode(
+        self, payload: Payload, spec: ParamSpec, limit: int, *, seeds: Seeds = NO_SEEDS
+    ) -> dict[str, np.ndarray]:
         """New writable float32 tensors that fit `spec`, every value finite.
 
-        `limit` is the most bytes that the decoded tensors may take in memory. Raises: CodecError
-        for any payload that `encode` could not have written. Cost: linear in payload and spec.
+        `limit` is the most bytes that the decoded tensors may take in memory; decoding itself takes
+        at most 16 MiB beside them and the payload. Raises: CodecError for any payload that `encode`
+        could not have written. Cost: linear in payload and spec.
         """
         ...
 

@@ -13,7 +13,9 @@ from typing import ClassVar, Final
 import numpy as np
 
 from aggregation.codecs.codec import (
+    NO_SEEDS,
     Payload,
+    Seeds,
     float32_spec,
     require_finite,
     require_float32,
@@ -31,7 +33,7 @@ class Float16:
 
     name: ClassVar[str] = "float16"
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """2 bytes a value, in name order."""
         spec = float32_spec(tensors)
         vector = spec.flatten(tensors)
@@ -48,7 +50,9 @@ class Float16:
                     )
         return half.tobytes()
 
-    def decode(self, payload: Payload, spec: ParamSpec, limit: int) -> dict[str, np.ndarray]:
+    def decode(
+        self, payload: Payload, spec: ParamSpec, limit: int, *, seeds: Seeds = NO_SEEDS
+    ) -> dict[str, np.ndarray]:
         """The rounded tensors, as float32."""
         require_float32(spec)
         require_memory(spec, limit)

@@ -9,7 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from aggregation.codecs.codec import (
+    NO_SEEDS,
     Payload,
+    Seeds,
     float32_spec,
     require_finite,
     require_float32,
@@ -26,14 +28,16 @@ class Float32:
 
     name: ClassVar[str] = "float32"
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """4 bytes a value, in name order."""
         spec = float32_spec(tensors)
         vector = spec.flatten(tensors)
         require_finite(vector, spec)
         return vector.astype("<f4", copy=False).tobytes()
 
-    def decode(self, payload: Payload, spec: ParamSpec, limit: int) -> dict[str, np.ndarray]:
+    def decode(
+        self, payload: Payload, spec: ParamSpec, limit: int, *, seeds: Seeds = NO_SEEDS
+    ) -> dict[str, np.ndarray]:
         """The tensors, bit for bit."""
         require_float32(spec)
         require_memory(spec, limit)

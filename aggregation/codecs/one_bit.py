@@ -28,7 +28,9 @@ from typing import ClassVar, Final
 import numpy as np
 
 from aggregation.codecs.codec import (
+    NO_SEEDS,
     Payload,
+    Seeds,
     count_not_finite,
     float32_spec,
     require_float32,
@@ -54,12 +56,14 @@ class OneBit:
 
     name: ClassVar[str] = "one-bit"
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """In name order. *Cost* two passes over each tensor, 12 bytes a value of its largest."""
         spec = float32_spec(tensors)
         return b"".join(_encode(name, tensors[name].reshape(-1)) for name in spec.names)
 
-    def decode(self, payload: Payload, spec: ParamSpec, limit: int) -> dict[str, np.ndarray]:
+    def decode(
+        self, payload: Payload, spec: ParamSpec, limit: int, *, seeds: Seeds = NO_SEEDS
+    ) -> dict[str, np.ndarray]:
         """Tensors of the two codes each; what was small, bit for bit."""
         require_float32(spec)
         require_memory(spec, limit)

@@ -6,7 +6,7 @@ the order of updates matters, and the coordinator refuses combinations that thes
 
 from __future__ import annotations
 
-from aggregation.mergers.merger import Merger
+from aggregation.mergers.merger import Merged, Merger
 from aggregation.mergers.weighted_mean import MeanState, WeightedMean
 
-__all__ = ["MeanState", "Merger", "WeightedMean"]
+__all__ = ["MeanState", "Merged", "Merger", "WeightedMean"]

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,9 +14,24 @@ from protocol.tensors import ParamSpec, Tensors
 
 State = TypeVar("State")
 
+NOTHING: Final[Tensors] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What a round's updates come to."""
+
+    delta: Mapping[str, np.ndarray]
+    """The change to the current tensors, in the spec's names, shapes and dtypes."""
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Named arrays that the next round's `init` is given, and that a journal can keep."""
+
 
 class Merger(Protocol[State]):
-    """`init`, then `add` once an update, then `finish`; a state is never changed, only replaced."""
+    """`init`, then `add` once an update, then `finish`; a state is never changed, only replaced.
+
+    An update is a change: trained tensors less the current ones, which all clients were sent.
+    """
 
     @property
     def sum_only(self) -> bool:
@@ -22,7 +40,8 @@ class Merger(Protocol[State]):
 
     @property
     def exact(self) -> bool:
-        """The result is the weighted mean of the updates up to rounding, not an estimate of it."""
+        """The model that results is the weighted mean of the clients' models up to rounding, in the
+        weights that their tensors stand for (a product of two, for LoRA), not an estimate of it."""
         ...
 
     @property
@@ -30,14 +49,17 @@ class Merger(Protocol[State]):
         """Any order of the same updates gives the same bits."""
         ...
 
-    def init(self, spec: ParamSpec) -> State:
-        """Nothing added yet. Raises: MergeError for a spec that cannot be merged."""
+    def init(
+        self, spec: ParamSpec, *, current: Tensors = NOTHING, memory: Tensors = NOTHING
+    ) -> State:
+        """Nothing added yet. `current`: the tensors that the round's updates start from; `memory`:
+        what the last round's `finish` left. Raises: MergeError for what cannot be merged."""
         ...
 
-    def add(self, state: State, tensors: Tensors, weight: float) -> State:
+    def add(self, state: State, update: Tensors, weight: float, *, client: str = "") -> State:
         """The state with one update more. Raises: MergeError; the old state is as it was."""
         ...
 
-    def finish(self, state: State) -> dict[str, np.ndarray]:
-        """The merged tensors. Raises: MergeError if nothing was added."""
+    def finish(self, state: State) -> Merged:
+        """Raises: MergeError if nothing was added."""
         ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from coordinator.sections import (
 )
 from edge_runtime import batch_plan, preprocess
 from edge_runtime.bundle import INITIAL_NAME
+from protocol.manifest import TrainingSpec
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import pooled, run_job
 from simulations.clients import make_clients
@@ -36,7 +36,7 @@ from simulations.setup import Setup, passes_per_round, set_up
 
 
 class Central(NamedTuple):
-    """How the central run trains."""
+    """How the central run trains: AdamW, whatever the federation's clients have."""
 
     batch_size: int
     learning_rate: float
@@ -146,7 +146,9 @@ def central_accuracy(setup: Setup, central: Central, *, passes: int) -> float:
     from tuning.torch_trainer import TorchTrainer
 
     _, tuned = setup.recipe.build()
-    spec = replace(setup.recipe.training, batch_size=central.batch_size)
+    spec = TrainingSpec(
+        batch_size=central.batch_size, optimizer="adamw", learning_rate=central.learning_rate
+    )
     trainer = TorchTrainer(tuned, spec, batch_plan=batch_plan)
     preprocessing = setup.compiled.preprocessing
     initial = load_file(setup.compiled.folder / INITIAL_NAME)

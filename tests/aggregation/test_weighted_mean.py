@@ -26,7 +26,7 @@ def merged(updates) -> np.ndarray:
     state = merger.init(SPEC)
     for values, weight in updates:
         state = merger.add(state, {"a": values}, weight)
-    return merger.finish(state)["a"]
+    return merger.finish(state).delta["a"]
 
 
 def slow_mean(updates) -> list[Fraction]:
@@ -65,7 +65,7 @@ def test_states_and_updates_are_never_written_to(updates):
     for values, weight in updates:
         images.append(states[-1].sums.tobytes())
         states.append(merger.add(states[-1], {"a": values}, weight))
-    merger.finish(states[-1])["a"][...] = 0
+    merger.finish(states[-1]).delta["a"][...] = 0
     assert [state.sums.tobytes() for state in states[:-1]] == images
     assert [values.tobytes() for values, _ in updates] == before
     assert [state.count for state in states] == list(range(len(updates) + 1))
@@ -82,7 +82,7 @@ def test_scalars_and_other_float_types_keep_shape_and_type():
     tensors = {"half": np.ones(2, "f2"), "scale": np.array(3, "f4"), "wide": np.ones(1)}
     merger = WeightedMean()
     spec = ParamSpec.of(tensors)
-    result = merger.finish(merger.add(merger.init(spec), tensors, 2))
+    result = merger.finish(merger.add(merger.init(spec), tensors, 2)).delta
     assert spec.mismatch(result) is None
     assert result["scale"] == 3
 
@@ -115,7 +115,7 @@ def test_add_refuses_when_a_value_is_not_finite_and_the_old_state_stands(value):
     state = merger.add(merger.init(SPEC), {"a": good}, 1)
     with pytest.raises(MergeError, match='tensor "a"'):
         merger.add(state, {"a": bad}, 1)
-    np.testing.assert_array_equal(merger.finish(state)["a"], good)
+    np.testing.assert_array_equal(merger.finish(state).delta["a"], good)
 
 
 @pytest.mark.parametrize(
