@@ -2,6 +2,7 @@
 """The errors of this package.
 
 ClientError
+├── MemoryFileError  what the client keeps between rounds cannot be read or written
 ├── PlanError        a plan that this client will not follow
 └── TrainingError    the trainer gave something that is no update
 """
@@ -11,6 +12,10 @@ from __future__ import annotations
 
 class ClientError(Exception):
     """Everything that this package raises on purpose."""
+
+
+class MemoryFileError(ClientError):
+    """A file that the client keeps between rounds cannot be read or written."""
 
 
 class PlanError(ClientError):

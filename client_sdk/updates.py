@@ -3,23 +3,34 @@
 
 `respond` is the whole of it for one client. A simulator that trains many clients at once calls the
 two halves around its own training: `open_plan`, and `close_update` or `close_evaluation`.
+
+A client without a memory takes part in jobs that need none. With one it may be sent changes in
+place of whole tensors, and adds to each update what the codec left behind in earlier ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Final, Protocol
 
 import numpy as np
 
-from aggregation.codecs import codec_named
+from aggregation.codecs import codec_named, round_seeds
+from aggregation.codecs.error_feedback import encode_with_feedback
 from aggregation.errors import CodecError
 from client_sdk.errors import PlanError, TrainingError
+from client_sdk.memory import ClientMemory
 from protocol.errors import ContainerError
+from protocol.factors import chosen
 from protocol.manifest import Manifest
 from protocol.plan import MAX_PLAN_OVERHEAD, Plan, unpack_plan
 from protocol.tensors import ParamSpec, Tensors
 from protocol.update import UpdateHeader, pack_update
+
+# Kinds of what a client keeps.
+_RESIDUAL: Final = "residual"
+_BROADCAST: Final = "broadcast"
+_PERSONAL: Final = "personal"
 
 
 class Trainer(Protocol):
@@ -34,8 +45,9 @@ class Trainer(Protocol):
         epochs: int,
         most_steps: int,
         seed: int,
+        frozen: Collection[str],
     ) -> tuple[Tensors, Mapping[str, float]]:
-        """Trained tensors, and metrics ("loss")."""
+        """Trained tensors, and metrics ("loss"); those named in `frozen` as they were."""
         ...
 
     def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
@@ -47,68 +59,149 @@ def respond(
     plan_blob: bytes,
     *,
     bundle_manifest: Manifest,
+    initial: Tensors,
     trainer: Trainer,
     data_fit: Tensors,
     data_held_out: Tensors,
     client: str,
+    memory: ClientMemory | None = None,
 ) -> bytes:
     """Do what a plan asks with this client's data, and give the update container.
 
+    `initial` are the bundle's tensors, for those that the plan does not send.
+
     Raises: PlanError, TrainingError; whatever the trainer raises.
     """
-    plan, broadcast = open_plan(plan_blob, bundle_manifest)
+    plan, start = open_plan(plan_blob, bundle_manifest, initial, memory)
     if plan.client != client:
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
-        metrics = trainer.evaluate(broadcast, data_held_out) if samples else {}
+        metrics = trainer.evaluate(start, data_held_out) if samples else {}
         return close_evaluation(plan, metrics, samples)
     trained, metrics = trainer.fit(
-        broadcast,
+        start,
         data_fit,
         learning_rate=plan.learning_rate,
         epochs=plan.local_epochs,
         most_steps=plan.local_steps,
         seed=plan.seed,
+        frozen=frozen_names(plan, bundle_manifest),
     )
-    return close_update(plan, broadcast, trained, metrics, sample_count(data_fit))
+    samples = sample_count(data_fit)
+    return close_update(plan, bundle_manifest, start, trained, metrics, samples, memory)
 
 
-def open_plan(blob: bytes, manifest: Manifest) -> tuple[Plan, dict[str, np.ndarray]]:
-    """The plan, and the global tensors as this client sees them.
+def frozen_names(plan: Plan, manifest: Manifest) -> frozenset[str]:
+    """The tensors that a plan leaves as they are."""
+    trained = chosen(plan.trains, manifest.trainable, manifest.pairs)
+    return frozenset(manifest.trainable.names) - frozenset(trained.names)
 
-    Raises: PlanError for a plan of another job, or one that cannot be read.
+
+def open_plan(
+    blob: bytes, manifest: Manifest, initial: Tensors, memory: ClientMemory | None = None
+) -> tuple[Plan, dict[str, np.ndarray]]:
+    """The plan, and the tensors that this client starts from.
+
+    What the plan does not send is what the client kept for itself when it last trained it, or what
+    the bundle holds.
+
+    Raises: PlanError for a plan of another job, one that cannot be read, or one that builds on what
+    this client does not hold.
     """
-    spec = manifest.trainable
+    whole = manifest.trainable
     try:
-        plan, payload = unpack_plan(blob, max_bytes=spec.nbytes + MAX_PLAN_OVERHEAD)
+        plan, payload = unpack_plan(blob, max_bytes=whole.nbytes + MAX_PLAN_OVERHEAD)
         if plan.job != manifest.job:
             raise PlanError(
                 f"plan: expected job {manifest.job[:12]}, found {plan.job[:12]}; fetch its bundle"
             )
-        return plan, codec_named(plan.downlink_codec).decode(payload, spec, spec.nbytes)
+        spec = chosen(plan.sends, whole, manifest.pairs)
+        seeds = round_seeds(plan.job, plan.round)
+        codec = codec_named(plan.downlink_codec)
+        tensors = codec.decode(payload, spec, spec.nbytes, seeds=seeds)
     except (ContainerError, CodecError) as error:
         raise PlanError(f"plan: {error}") from error
+    if plan.base_round:
+        tensors = _on_base(plan, tensors, _memory(memory))
+    if plan.keep:
+        _memory(memory).save(_BROADCAST, plan.round, tensors)
+    if plan.sends == "all":
+        return plan, tensors
+    # A round's own training is what its evaluation is about.
+    before = plan.round + (plan.task == "evaluate")
+    own = memory.latest(_PERSONAL, before=before) if memory is not None else {}
+    return plan, {name: tensors.get(name, own.get(name, initial[name])) for name in whole.names}
+
+
+def _on_base(plan: Plan, change: Tensors, memory: ClientMemory) -> dict[str, np.ndarray]:
+    """The tensors of the plan's base, changed as the server changed its own copy of them."""
+    base = memory.of_round(_BROADCAST, plan.base_round)
+    if problem := ParamSpec.of(change).mismatch(base):
+        raise PlanError(f"plan: expected to hold the tensors of round {plan.base_round}: {problem}")
+    return {name: base[name] + value for name, value in change.items()}
+
+
+def _memory(memory: ClientMemory | None) -> ClientMemory:
+    if memory is None:
+        raise PlanError(
+            "plan: it needs a client that keeps tensors between rounds, this one cannot"
+        )
+    return memory
 
 
 def close_update(
-    plan: Plan, broadcast: Tensors, trained: Tensors, metrics: Mapping[str, float], samples: int
+    plan: Plan,
+    manifest: Manifest,
+    start: Tensors,
+    trained: Tensors,
+    metrics: Mapping[str, float],
+    samples: int,
+    memory: ClientMemory | None = None,
 ) -> bytes:
-    """The update container of what training changed: trained - broadcast, encoded.
+    """The update container of what training changed: trained - start, encoded.
 
-    Raises: TrainingError when `trained` has other tensors than `broadcast` or is not finite.
+    Tensors that were trained and are not shared stay here, for the next plan.
+
+    Raises: TrainingError when `trained` has other tensors than `start` or is not finite.
     """
-    if problem := ParamSpec.of(broadcast).mismatch(trained):
+    if problem := ParamSpec.of(start).mismatch(trained):
         raise TrainingError(f"trained tensors: {problem}")
-    delta = {}
-    for name, before in broadcast.items():
-        delta[name] = trained[name] - before
-        if not np.isfinite(delta[name]).all():
+    for name, value in trained.items():
+        if not np.isfinite(value).all():
             raise TrainingError(
                 f'trained tensor "{name}" is not finite; '
                 f"the learning rate {plan.learning_rate:g} may be too high"
             )
-    return _pack(plan, metrics, samples, codec_named(plan.uplink_codec).encode(delta))
+    spec, pairs = manifest.trainable, manifest.pairs
+    shared = chosen(plan.shares, spec, pairs).names
+    delta = {name: trained[name] - start[name] for name in shared}
+    own = {
+        name: trained[name] for name in chosen(plan.trains, spec, pairs).names if name not in delta
+    }
+    blob = _encoded(plan, delta, metrics, samples, memory)
+    if own:
+        _memory(memory).save(_PERSONAL, plan.round, own)
+    return blob
+
+
+def _encoded(
+    plan: Plan,
+    delta: Tensors,
+    metrics: Mapping[str, float],
+    samples: int,
+    memory: ClientMemory | None,
+) -> bytes:
+    codec = codec_named(plan.uplink_codec)
+    seeds = round_seeds(plan.job, plan.round, client_seed=plan.seed)
+    if not plan.error_feedback:
+        return _pack(plan, metrics, samples, codec.encode(delta, seeds=seeds))
+    kept = _memory(memory)
+    residual = kept.latest(_RESIDUAL, before=plan.round)
+    payload, left = encode_with_feedback(codec, delta, residual, seeds=seeds)
+    blob = _pack(plan, metrics, samples, payload)
+    kept.save(_RESIDUAL, plan.round, left)
+    return blob
 
 
 def close_evaluation(plan: Plan, metrics: Mapping[str, float], samples: int) -> bytes:

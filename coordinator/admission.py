@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aggregation.codecs import codec_named
+from aggregation.codecs import NO_SEEDS, Seeds, codec_named
 from aggregation.errors import CodecError
 from protocol.errors import ContainerError
 from protocol.rejection import Rejection, RejectionCode
@@ -32,6 +32,8 @@ class Expected:
     """Of the tensors; None for an answer without any (evaluation)."""
     max_bytes: int
     max_samples: int
+    seeds: Seeds = NO_SEEDS
+    """Of the round, as far as decoding needs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def admit(blob: bytes, *, expected: Expected) -> Admitted | Rejection:
     try:
         # Decoding refuses whatever is not finite.
         codec = codec_named(expected.codec)
-        delta = codec.decode(payload, expected.spec, expected.spec.nbytes)
+        delta = codec.decode(payload, expected.spec, expected.spec.nbytes, seeds=expected.seeds)
     except CodecError as error:
         return reject(error.code, str(error))
     return Admitted(header=header, delta=delta)

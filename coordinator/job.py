@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from aggregation.selection import LOW_RANK, fewest_updates, merger_named
 from coordinator.errors import Fault, JobError
 from coordinator.sections import (
     IMAGE_BACKBONES,
@@ -240,6 +241,25 @@ def _combination_faults(job: Job) -> list[Fault]:
     elif rounds.min_updates > per_round:
         words = f"expected at most the {per_round} clients of a round"
         fault("rounds.min_updates", rounds.min_updates, words)
+    aggregation, method = job.aggregation, job.method
+    low_rank = method.name == "lora" or (
+        method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"
+    )
+    rule = aggregation.merger.partition(":")[0]
+    if rule in LOW_RANK and not low_rank:
+        words = f'expected another merger: "{rule}" is of LoRA factors, which "{method.name}" lacks'
+        fault("aggregation.merger", aggregation.merger, words)
+    if aggregation.factors != "both" and (rule in LOW_RANK or not low_rank):
+        words = 'expected "both": ' + (
+            f'"{rule}" says itself what is trained'
+            if rule in LOW_RANK
+            else f'method "{method.name}" has no pairs of factors'
+        )
+        fault("aggregation.factors", aggregation.factors, words)
+    least = fewest_updates(merger_named(aggregation.merger))
+    if per_round < least:
+        words = f"expected a rule for the {per_round} clients of a round, this one needs {least}"
+        fault("aggregation.merger", aggregation.merger, words)
     if data.dataset in TEXT_DATASETS and job.backbone.name in IMAGE_BACKBONES:
         words = f'expected a text backbone for data.dataset = "{data.dataset}", e.g. '
         fault("backbone.name", job.backbone.name, words + f'"{TEXT_BACKBONES[0]}"')

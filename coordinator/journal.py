@@ -159,7 +159,7 @@ class Journal:
     ) -> None:
         """Write all that a round gave, or nothing of it.
 
-        `moments` are what the server optimizer remembers; they may be empty.
+        `moments` are what the server remembers beside the tensors; they may be empty.
 
         Raises: JournalConflictError for a round that is committed already, or not begun, and for
             an update that was counted before.
@@ -210,11 +210,16 @@ class Journal:
         return load(row[0]) if row is not None and row[0] is not None else None
 
     def moments(self, job: str, round: int) -> dict[str, np.ndarray] | None:
-        """What the server optimizer remembered after a round; None as in `tensors`."""
+        """What the server remembered after a round; None as in `tensors`."""
         row = self._db.execute(
             "SELECT moments FROM rounds WHERE job = ? AND round = ?", (job, round)
         ).fetchone()
         return load(row[0]) if row is not None and row[0] is not None else None
+
+    def contributors(self, job: str, round: int) -> list[str]:
+        """The clients whose updates were merged in a round; none if it is not committed."""
+        query = "SELECT client FROM updates WHERE job = ? AND round = ? ORDER BY client"
+        return [client for (client,) in self._db.execute(query, (job, round))]
 
     def counted(self, nonce: str) -> bool:
         """Whether an update with this nonce is part of a committed round."""

@@ -16,21 +16,24 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from aggregation.codecs import Codec, codec_named
+from aggregation.codecs import Codec, codec_named, round_seeds
 from aggregation.errors import MergeError
-from aggregation.mergers import MeanState, WeightedMean
-from aggregation.server_optimizers import Averaging, FedAdam, ServerOptimizer, ServerState
+from aggregation.mergers import ONE_FACTOR, Merged, Merger, Roles, roles_of
+from aggregation.selection import merger_named, server_optimizer_named
+from aggregation.server_optimizers import ServerOptimizer, ServerState
 from coordinator.admission import Admitted, Expected, admit
+from coordinator.downlink import Broadcast, broadcast
 from coordinator.errors import NoClientsError
 from coordinator.job import Job, dump_job
 from coordinator.journal import Journal, UpdateEntry
 from coordinator.link import Failure, Link, Outgoing
 from coordinator.reports import RoundReport
+from protocol.factors import FactorPair, chosen
 from protocol.plan import Plan, pack_plan
 from protocol.rejection import Rejection, RejectionCode
 from protocol.tensors import ParamSpec, Tensors
@@ -50,6 +53,7 @@ def run_rounds(
     on_round: Callable[[RoundReport], None],
     evaluate: Evaluate,
     *,
+    pairs: tuple[FactorPair, ...] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Tensors:
     """Play a job's rounds, from where its journal stands, and give the final tensors.
@@ -61,17 +65,28 @@ def run_rounds(
     """
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
-    run = _Run(job=job, hash=job.hash(), spec=spec, link=link)
+    run = _Run(job=job, hash=job.hash(), spec=spec, pairs=pairs, link=link)
     optimizer = server_optimizer(job)
-    state = optimizer.init(spec)
     done, tensors = journal.open_run(run.hash, dump_job(job), initial)
-    if moments := journal.moments(run.hash, done):
-        state = ServerState(spec, moments)
+    moments = journal.moments(run.hash, done)
+    memory = _Memory.parted(moments) if moments else _Memory(optimizer=optimizer.init(spec).moments)
     for number in range(done + 1, job.rounds.count + 1):
         started = clock()
         journal.begin_round(run.hash, number)
         clients = choose_clients(link.node_ids(), job.rounds.clients_per_round, run.seed, number)
-        fit, merged = _fit(run, number, clients, tensors)
+        roles = run.roles(memory.merger)
+        sent = broadcast(
+            job.update,
+            run.part(roles.sends),
+            tensors,
+            job=run.hash,
+            round=number,
+            copy=memory.downlink,
+            holders=journal.contributors(run.hash, number - 1),
+        )
+        current = {**tensors, **sent.seen}
+        fit, merged = _fit(run, number, clients, roles, sent, current, memory.merger)
+        memory = replace(memory, downlink=sent.seen if sent.keep else {})
         fit_seconds = clock() - started
         notes = []
         if len(fit.updates) < job.rounds.min_updates:
@@ -81,7 +96,12 @@ def run_rounds(
             )
         else:
             try:
-                state, tensors = optimizer.step(state, tensors, run.merger.finish(merged).delta)
+                result: Merged = run.merger.finish(merged)
+                notes.extend(result.notes)
+                state, tensors = optimizer.step(
+                    ServerState(spec, memory.optimizer), tensors, result.delta
+                )
+                memory = replace(memory, optimizer=state.moments, merger=result.memory)
             except MergeError as error:
                 # Finite updates may still add up to what float32 cannot hold: a client's doing,
                 # which must not end the run, though it cannot be said whose.
@@ -94,7 +114,7 @@ def run_rounds(
         clients_tested = _Answers()
         every = job.rounds.evaluate_clients_every
         if job.data.held_out and (last or (every and number % every == 0)):
-            clients_tested = _evaluate_clients(run, number, tensors)
+            clients_tested = _evaluate_clients(run, number, roles, tensors)
         rejections = (*fit.rejections, *clients_tested.rejections)
         report = RoundReport(
             round=number,
@@ -117,7 +137,7 @@ def run_rounds(
             run.hash,
             number,
             tensors=tensors,
-            moments=state.moments,
+            moments=memory.joined(),
             report=report.to_json(),
             updates=fit.updates,
             rejections=rejections,
@@ -129,13 +149,11 @@ def run_rounds(
 def server_optimizer(job: Job) -> ServerOptimizer:
     """The optimizer that the job names."""
     settings = job.aggregation
-    match settings.server_optimizer:
-        case "adam":
-            return FedAdam(
-                learning_rate=settings.server_learning_rate, adaptivity=settings.server_adaptivity
-            )
-        case _:
-            return Averaging(learning_rate=settings.server_learning_rate)
+    return server_optimizer_named(
+        settings.server_optimizer,
+        learning_rate=settings.server_learning_rate,
+        adaptivity=settings.server_adaptivity,
+    )
 
 
 def choose_clients(names: Sequence[str], count: int, seed: int, number: int) -> list[str]:
@@ -195,11 +213,20 @@ class _Run:
     job: Job
     hash: str
     spec: ParamSpec
+    pairs: tuple[FactorPair, ...]
     link: Link
 
     @property
-    def merger(self) -> WeightedMean:
-        return WeightedMean()
+    def merger(self) -> Merger[Any]:
+        return merger_named(self.job.aggregation.merger, self.pairs)
+
+    def roles(self, memory: Tensors) -> Roles:
+        """Which tensors the round is about that starts from the merger's memory."""
+        return ONE_FACTOR if self.job.aggregation.factors == "up" else roles_of(self.merger, memory)
+
+    def part(self, choice: str) -> ParamSpec:
+        """The tensors that a word of the plan means."""
+        return chosen(choice, self.spec, self.pairs)
 
     @property
     def seed(self) -> int:
@@ -209,9 +236,31 @@ class _Run:
     def uplink(self) -> Codec:
         return codec_named(self.job.update.codec)
 
-    @property
-    def downlink(self) -> Codec:
-        return codec_named(self.job.update.downlink_codec)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """What the server remembers between rounds beside the tensors, each part by name."""
+
+    optimizer: Mapping[str, np.ndarray] = field(default_factory=dict)
+    merger: Mapping[str, np.ndarray] = field(default_factory=dict)
+    downlink: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def joined(self) -> dict[str, np.ndarray]:
+        """All of it, as the journal keeps it."""
+        return {
+            f"{part}/{name}": array
+            for part in ("optimizer", "merger", "downlink")
+            for name, array in getattr(self, part).items()
+        }
+
+    @classmethod
+    def parted(cls, arrays: Mapping[str, np.ndarray]) -> _Memory:
+        """The inverse of `joined`."""
+        parts: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "merger": {}, "downlink": {}}
+        for name, array in arrays.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = array
+        return cls(**parts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -236,17 +285,34 @@ class _Answers:
 
 
 def _fit(
-    run: _Run, number: int, clients: Sequence[str], tensors: Tensors
-) -> tuple[_Answers, MeanState]:
-    """One exchange of plans and updates; every valid update is merged as its turn comes."""
+    run: _Run,
+    number: int,
+    clients: Sequence[str],
+    roles: Roles,
+    sent: Broadcast,
+    current: Tensors,
+    memory: Tensors,
+) -> tuple[_Answers, Any]:
+    """One exchange of plans and updates; every valid update is merged as its turn comes.
+
+    Gives the merger's state as well. `current`: all tensors, as clients start from them.
+    """
     answers = _Answers()
-    merged = run.merger.init(run.spec, current=tensors)
+    merger = run.merger
+    merged = merger.init(run.spec, current=current, memory=memory)
+    # What clients do not share has not changed.
+    still = {
+        name: np.zeros(entry.shape, entry.dtype)
+        for name, entry in run.spec.entries
+        if name not in run.part(roles.shares)
+    }
     uniform = run.job.aggregation.weighting == "uniform"
-    for admitted, size in _exchange(run, number, "fit", clients, tensors, answers):
+    for admitted, size in _exchange(run, number, "fit", clients, roles, sent, answers):
         header = admitted.header
         weight = 1.0 if uniform else float(header.samples)
         try:
-            merged = run.merger.add(merged, admitted.delta, weight, client=header.client)
+            update = {**admitted.delta, **still}
+            merged = merger.add(merged, update, weight, client=header.client)
         except MergeError as error:
             code, reason = RejectionCode.NOT_FINITE, str(error)
             answers.rejections.append(
@@ -262,11 +328,15 @@ def _fit(
     return answers, merged
 
 
-def _evaluate_clients(run: _Run, number: int, tensors: Tensors) -> _Answers:
+def _evaluate_clients(run: _Run, number: int, roles: Roles, tensors: Tensors) -> _Answers:
     """Ask every client for its accuracy on the samples that it holds back."""
     answers = _Answers()
     clients = sorted(run.link.node_ids())
-    for admitted, _ in _exchange(run, number, "evaluate", clients, tensors, answers):
+    # Nothing is built on what a client is tested with, so it goes whole.
+    whole = replace(run.job.update, downlink="tensors", downlink_codec="float32")
+    spec = run.part(roles.sends)
+    sent = broadcast(whole, spec, tensors, job=run.hash, round=number, copy={}, holders=frozenset())
+    for admitted, _ in _exchange(run, number, "evaluate", clients, roles, sent, answers):
         # A client that holds nothing back answers without metrics, and has no accuracy.
         header = admitted.header
         accuracy = header.metrics.get("accuracy", 0.0)
@@ -291,35 +361,42 @@ def _exchange(
     number: int,
     task: Task,
     clients: Sequence[str],
-    tensors: Tensors,
+    roles: Roles,
+    sent: Broadcast,
     answers: _Answers,
 ) -> Iterator[tuple[Admitted, int]]:
     """Send plans and admit what comes back, in the order of `clients`, with its size in bytes.
 
     Bytes are those handed to the link and got from it, containers with their headers.
     """
-    payload = run.downlink.encode(tensors)
-    spec = run.spec if task == "fit" else None
-    budget = (run.uplink.payload_bytes(run.spec) if spec else 0) + MAX_UPDATE_OVERHEAD
+    spec = run.part(roles.shares) if task == "fit" else None
+    budget = (run.uplink.payload_bytes(spec) if spec else 0) + MAX_UPDATE_OVERHEAD
     nonces = {client: secrets.token_hex(16) for client in clients}
 
     def outgoing() -> Iterator[Outgoing]:
         for client in clients:
+            parcel = sent.for_client(client)
             plan = Plan(
                 job=run.hash,
                 round=number,
                 nonce=nonces[client],
                 client=client,
-                downlink_codec=run.downlink.name,
+                downlink_codec=parcel.codec,
                 uplink_codec=run.uplink.name,
                 task=task,
                 learning_rate=run.job.training.learning_rate,
                 local_epochs=run.job.training.local_epochs,
                 local_steps=run.job.training.local_steps,
+                error_feedback=run.job.update.error_feedback,
+                base_round=parcel.base_round,
+                keep=sent.keep,
+                sends=roles.sends,
+                trains=roles.trains,
+                shares=roles.shares,
                 seed=client_seed(run.seed, number, client),
                 max_update_bytes=budget,
             )
-            blob = pack_plan(plan, payload)
+            blob = pack_plan(plan, parcel.payload)
             answers.downlink_bytes += len(blob)
             yield Outgoing(client, task, blob)
 
@@ -342,6 +419,7 @@ def _exchange(
             spec=spec,
             max_bytes=budget,
             max_samples=run.job.aggregation.max_client_samples,
+            seeds=round_seeds(run.hash, number),
         )
         verdict = admit(answer, expected=expected)
         if isinstance(verdict, Rejection):

@@ -10,10 +10,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from aggregation.codecs import CODEC_FORMS, codec_named
+from aggregation.errors import AggregationError
+from aggregation.selection import (
+    MERGER_FORMS,
+    SERVER_FORMS,
+    merger_named,
+    server_optimizer_named,
+)
 from coordinator.errors import Fault, JobError
 
 Scalar = str | int | float | bool
@@ -25,13 +33,19 @@ TEXT_BACKBONES = ("all-minilm-l6-v2",)
 
 # The largest integer that TOML, JSON and SQLite all carry exactly.
 _MAX_INT = 2**53 - 1
-_MAX_ADAM_RATE = 0.5
+_MAX_ADAPTIVE_RATE = 0.5
+_ANY = re.compile(r"(?s).+")
+_WHOLE_CODECS = ("float32", "float16", "bfloat16")
 _SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
 _PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client)?(,{_SPLIT})?")
 _PARTITIONS = (
     'expected "iid", "natural", "dirichlet:0.3" (alpha > 0), "shards:2" (shards a client >= 1), '
     '"domains:mixed" or "domains:one-per-client", these two also as "domains:mixed,dirichlet:0.3"'
 )
+
+
+def _forms(forms: Iterable[str]) -> str:
+    return "expected one of " + ", ".join(forms)
 
 
 def _key(
@@ -156,7 +170,7 @@ class DataSection:
     dataset: str = _key(
         "digits",
         "digits, fashion-mnist, debian-descriptions, or a folder relative to the job file",
-        pattern=re.compile(r"(?s).+"),
+        pattern=_ANY,
         allowed="expected "
         + ", ".join(f'"{name}"' for name in (*IMAGE_DATASETS, *TEXT_DATASETS))
         + " or a folder",
@@ -220,9 +234,14 @@ class TrainingSection:
     learning_rate: float = _key(0.05, "the client's learning rate", above=0, high=100)
     weight_decay: float = _key(0.0, "decoupled weight decay a step", low=0, high=1)
     momentum: float = _key(0.0, "momentum of sgd; 0: none", low=0, below=1)
+    proximal: float = _key(
+        0.0,
+        "FedProx: pull towards the tensors that the round began with (mu); 0: none",
+        low=0,
+        high=100,
+    )
     batch_size: int = _key(8, "samples a step", low=1, high=65_536)
     local_epochs: int = _key(1, "passes over the client's samples a round", low=1, high=1000)
-
     local_steps: int = _key(
         0, "most steps a round, of those that the passes would take; 0: no limit", low=0
     )
@@ -239,27 +258,67 @@ class UpdateSection:
     """`[update]`: how tensors travel."""
 
     codec: str = _key(
-        "float32", "encoding of updates (uplink)", choices=("float32", "float16", "one-bit")
+        "float32", "encoding of updates (uplink)", pattern=_ANY, allowed=_forms(CODEC_FORMS)
     )
-    # One bit a value would not describe the global tensors, only a change to them.
+    error_feedback: bool = _key(
+        False, "clients keep what the codec left behind, and add it to their next update"
+    )
+    downlink: str = _key(
+        "tensors",
+        "what is sent to clients: the global tensors, or their change since the round before to "
+        "clients that took part in it",
+        choices=("tensors", "changes"),
+    )
     downlink_codec: str = _key(
-        "float32", "encoding of the global tensors (downlink)", choices=("float32", "float16")
+        "float32",
+        "encoding of what is sent to clients (downlink)",
+        pattern=_ANY,
+        allowed=_forms(CODEC_FORMS),
     )
 
     def __post_init__(self) -> None:
         _check(self, "update")
+        faults = []
+        for key in ("codec", "downlink_codec"):
+            value = getattr(self, key)
+            try:
+                # The canonical spelling, so that one job has one hash.
+                object.__setattr__(self, key, codec_named(value).name)
+            except AggregationError as error:
+                allowed = str(error).removeprefix("codec: ")
+                faults.append(Fault(key=f"update.{key}", value=value, allowed=allowed))
+        if not faults and self.downlink == "tensors" and self.downlink_codec not in _WHOLE_CODECS:
+            allowed = (
+                f'expected one of {", ".join(_WHOLE_CODECS)} with downlink = "tensors": the others '
+                'describe only a change (downlink = "changes")'
+            )
+            value = self.downlink_codec
+            faults.append(Fault(key="update.downlink_codec", value=value, allowed=allowed))
+        if faults:
+            raise JobError(faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationSection:
     """`[aggregation]`"""
 
-    merger: str = _key("weighted-mean", "how updates are combined", choices=("weighted-mean",))
+    merger: str = _key(
+        "weighted-mean",
+        "how updates are combined",
+        pattern=_ANY,
+        allowed=_forms(MERGER_FORMS),
+    )
+    factors: str = _key(
+        "both",
+        "LoRA: train both factors, or only up (B), with down (A) as the bundle has it",
+        choices=("both", "up"),
+    )
     weighting: str = _key("samples", "weight of an update", choices=("samples", "uniform"))
     server_optimizer: str = _key(
         "averaging",
-        "what the server does with the mean update: add it, or take it for Adam's gradient",
-        choices=("averaging", "adam"),
+        "what the server does with the merged update: add it, or take it for a gradient",
+        pattern=_ANY,
+        allowed=_forms(SERVER_FORMS),
     )
     server_learning_rate: float = _key(
         1.0,
@@ -268,7 +327,10 @@ class AggregationSection:
         high=100,
     )
     server_adaptivity: float = _key(
-        1e-3, "adam: mean updates well below this are damped (tau)", above=0, high=100
+        1e-3,
+        "adam, yogi, adagrad: merged updates well below this are damped (tau)",
+        above=0,
+        high=100,
     )
     max_client_samples: int = _key(
         1_000_000, "largest sample count that is believed; an update above is rejected", low=1
@@ -276,11 +338,25 @@ class AggregationSection:
 
     def __post_init__(self) -> None:
         _check(self, "aggregation")
+        faults = []
+        for key, check in (
+            ("merger", merger_named),
+            ("server_optimizer", server_optimizer_named),
+        ):
+            value = getattr(self, key)
+            try:
+                check(value)
+            except AggregationError as error:
+                faults.append(Fault(key=f"aggregation.{key}", value=value, allowed=str(error)))
+        if faults:
+            raise JobError(faults)
         rate = self.server_learning_rate
-        if self.server_optimizer == "adam" and rate > _MAX_ADAM_RATE:
+        adaptive = self.server_optimizer.partition(":")[0] not in ("averaging", "momentum")
+        if adaptive and rate > _MAX_ADAPTIVE_RATE:
             allowed = (
-                f'expected at most {_MAX_ADAM_RATE} with server_optimizer = "adam", whose steps '
-                "have that size a value and round; 0.001 to 0.01 is usual"
+                f"expected at most {_MAX_ADAPTIVE_RATE} with server_optimizer = "
+                f'"{self.server_optimizer}", whose steps have about that size a value and round; '
+                "0.001 to 0.01 is usual"
             )
             raise JobError(
                 [Fault(key="aggregation.server_learning_rate", value=rate, allowed=allowed)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +14,7 @@ from edge_runtime.batches import batch_plan
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import DataError, TrainingError
 from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
+from protocol.manifest import ANCHOR
 from protocol.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ class OnnxTrainer:
         epochs: int,
         seed: int,
         most_steps: int = 0,
+        frozen: Collection[str] = (),
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Train on `data` for `epochs` passes, in an order drawn from `seed`.
 
-        `most_steps` above 0 ends the training after that many steps.
+        `most_steps` above 0 ends the training after that many steps; tensors named in `frozen`
+        stay as they are.
 
         Returns:
             The trained tensors, and {"loss": mean over all steps, weighted by their samples}.
@@ -66,9 +69,8 @@ class OnnxTrainer:
             {**batch_of(data, self._names, rows), "weight": weight}
             for rows, weight in zip(indices, weights, strict=True)
         )
-        trained, losses = self._loop.run(
-            tensors, zero_state(self.bundle.manifest), steps, learning_rate
-        )
+        state = initial_state(self.bundle.manifest, tensors)
+        trained, losses = self._loop.run(tensors, state, steps, learning_rate, frozen=frozen)
         return trained, {"loss": mean_loss(losses, weights)}
 
     def evaluate(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -141,9 +143,14 @@ def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
     return samples
 
 
-def zero_state(manifest: Manifest) -> dict[str, np.ndarray]:
-    """The state of an optimizer that has seen nothing."""
-    return {name: np.zeros(spec.shape, spec.dtype) for name, spec in manifest.state.entries}
+def initial_state(manifest: Manifest, tensors: Tensors) -> dict[str, np.ndarray]:
+    """The optimizer's state before the first step from `tensors`."""
+    return {
+        name: np.array(tensors[name.removeprefix(ANCHOR)], spec.dtype)
+        if name.startswith(ANCHOR)
+        else np.zeros(spec.shape, spec.dtype)
+        for name, spec in manifest.state.entries
+    }
 
 
 def mean_loss(losses: np.ndarray, weights: np.ndarray) -> float:

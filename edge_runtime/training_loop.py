@@ -7,7 +7,7 @@ whole cohort in the simulator: the graph decides which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,12 @@ class TrainingLoop:
         state: Tensors,
         steps: Iterable[Mapping[str, np.ndarray]],
         learning_rate: float,
+        *,
+        frozen: Collection[str] = (),
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`.
+
+        Tensors named in `frozen` stay as they are: each step starts from them again.
 
         Returns:
             The trained tensors, and the losses before each step: float32 [steps], or
@@ -84,11 +88,13 @@ class TrainingLoop:
         feeds |= {f"state/{name}": owned(value) for name, value in state.items()}
         if "learning_rate" in self._inputs:
             feeds["learning_rate"] = owned(np.array(learning_rate, np.float32))
+        held = {f"trainable/{name}" for name in frozen}
         losses = []
         for step in steps:
             feeds |= {name: owned(value) for name, value in step.items() if name in self._inputs}
             answers = self._session.run_with_ort_values(self._outputs, feeds)
-            feeds |= dict(zip(self._carried, answers, strict=False))
+            carried = zip(self._carried, answers, strict=False)
+            feeds |= {name: answer for name, answer in carried if name not in held}
             losses.append(answers[-1].numpy())
         trained = {name: np.array(feeds[f"trainable/{name}"].numpy()) for name in trainable}
         return trained, np.asarray(losses, dtype=np.float32)

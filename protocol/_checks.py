@@ -27,6 +27,12 @@ def integer(field: str, value: object, low: int, high: int, error: type[Protocol
     return number
 
 
+def boolean(field: str, value: object, error: type[ProtocolError]) -> bool:
+    if not isinstance(value, bool):
+        raise error(f"{field}: expected true or false, found {shown(value)}")
+    return value
+
+
 def real(
     field: str,
     value: object,

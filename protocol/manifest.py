@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from protocol import _checks, _json
 from protocol.errors import ManifestError, SpecError
+from protocol.factors import FactorPair, check_pairs
 from protocol.files import ENVELOPE, FileEntry, hash_files, plain_path
 from protocol.limits import (
     MAX_BATCH_SIZE,
@@ -24,6 +25,7 @@ from protocol.limits import (
     MAX_INPUTS,
     MAX_MANIFEST_BYTES,
     MAX_NAME_LENGTH,
+    MAX_TENSORS,
     MAX_TEXT_LENGTH,
     MAX_TOKENS,
 )
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 MANIFEST_VERSION: Final = 1
+ANCHOR: Final = "anchor/"
+"""State under this prefix starts as the trainable tensor of that name; all other state as zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +87,14 @@ class TrainingSpec:
     learning_rate: float
     weight_decay: float = 0.0
     momentum: float = 0.0  # below 1; sgd only
+    proximal: float = 0.0  # FedProx's pull towards the round's first tensors; 0: none
     local_epochs: int = 1
 
     def __post_init__(self) -> None:
         error = ManifestError
         _checks.integer("training.batch_size", self.batch_size, 1, MAX_BATCH_SIZE, error)
         _checks.one_of("training.optimizer", self.optimizer, ("sgd", "adamw"), error)
-        for name in ("learning_rate", "weight_decay", "momentum"):
+        for name in ("learning_rate", "weight_decay", "momentum", "proximal"):
             value = _checks.real(f"training.{name}", getattr(self, name), error, low=0.0)
             object.__setattr__(self, name, value)
         if self.momentum >= 1:
@@ -111,6 +116,7 @@ class Manifest:
     inputs: tuple[tuple[str, TensorSpec], ...]  # without the batch dimension
     preprocessing: Preprocessing
     training: TrainingSpec
+    pairs: tuple[FactorPair, ...] = ()  # of low-rank factors among the trainable tensors
     graphs: Mapping[str, str]  # role ("train", "evaluate", "predict") to file
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = MANIFEST_VERSION
@@ -137,6 +143,7 @@ class Manifest:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise error(f"{name}: expected a {kind.__name__}")
+        object.__setattr__(self, "pairs", _pairs(self.pairs, self.trainable))
         object.__setattr__(self, "inputs", _inputs(self.inputs))
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
@@ -157,6 +164,7 @@ class Manifest:
                 "inputs": [[name, spec.dtype, spec.shape] for name, spec in self.inputs],
                 "preprocessing": {name: getattr(pre, name) for name in _PREPROCESSING},
                 "training": {name: getattr(train, name) for name in _TRAINING},
+                "pairs": [[pair.down, pair.up, pair.scale] for pair in self.pairs],
                 "graphs": dict(self.graphs),
                 "files": {
                     name: {"sha256": entry.sha256, "size": entry.size}
@@ -194,6 +202,7 @@ _TRAINING: Final = (
     "learning_rate",
     "weight_decay",
     "momentum",
+    "proximal",
     "local_epochs",
 )
 _FIELDS: Final = tuple(Manifest.__dataclass_fields__)
@@ -211,6 +220,8 @@ def _manifest(value: object) -> Manifest:
     fields["inputs"] = tuple(named_spec_from_json(row) for row in inputs)
     fields["preprocessing"] = Preprocessing(**pre)
     fields["training"] = TrainingSpec(**training)
+    pairs = _checks.sequence("pairs", fields["pairs"], MAX_TENSORS, error)
+    fields["pairs"] = tuple(_pair(row) for row in pairs)
     fields["files"] = {name: _file_entry(name, entry) for name, entry in files.items()}
     return Manifest(**fields)
 
@@ -230,6 +241,24 @@ def _inputs(value: object) -> tuple[tuple[str, TensorSpec], ...]:
         if name in names:
             raise ManifestError(f"inputs: {name!r} is given twice")
         names.add(name)
+    return tuple(rows)
+
+
+def _pair(row: object) -> FactorPair:
+    names = _checks.sequence("pairs", row, 3, ManifestError)
+    if len(names) != 3:
+        raise ManifestError(f"pairs: expected [down, up, scale], found {len(names)} entries")
+    return FactorPair(down=names[0], up=names[1], scale=names[2])
+
+
+def _pairs(value: object, spec: ParamSpec) -> tuple[FactorPair, ...]:
+    rows = _checks.sequence("pairs", value, MAX_TENSORS, ManifestError)
+    if not all(isinstance(row, FactorPair) for row in rows):
+        raise ManifestError("pairs: expected FactorPairs")
+    try:
+        check_pairs(rows, spec)
+    except SpecError as error:
+        raise ManifestError(f"pairs: {error}") from None
     return tuple(rows)
 
 

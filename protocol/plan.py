@@ -12,6 +12,7 @@ from typing import Final, Literal
 from protocol import _checks
 from protocol.container import FIXED_BYTES, Blob, pack, require_canonical, unpack
 from protocol.errors import MalformedError
+from protocol.factors import CHOICES
 from protocol.limits import (
     MAX_CLIENT_LENGTH,
     MAX_CODEC_LENGTH,
@@ -49,6 +50,16 @@ class Plan:
     seed: int
     max_update_bytes: int  # a longer answer is rejected; headers included
     local_steps: int = 0  # most steps of those that the epochs would take; 0: no limit
+    error_feedback: bool = False  # the client adds what its codec left behind in earlier rounds
+    base_round: int = 0
+    """0: the payload holds the tensors. Else their change since this client's plan of that round.
+    """
+    keep: bool = False  # the client keeps the tensors, as a later plan's base
+    sends: str = "all"
+    """Which tensors the payload holds, a word of `factors.CHOICES`. The client has the others from
+    its bundle, or kept them when it trained and did not share them."""
+    trains: str = "all"  # which tensors it trains; the others stay as they are
+    shares: str = "all"  # which tensors its update holds
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -64,6 +75,11 @@ class Plan:
         self._set_integer("local_epochs", 1 if self.task == "fit" else 0, MAX_EPOCHS)
         self._set_integer("seed", 0, MAX_SEED)
         self._set_integer("local_steps", 0, MAX_STEPS)
+        _checks.boolean("error_feedback", self.error_feedback, error)
+        self._set_integer("base_round", 0, max(self.round - 1, 0))
+        _checks.boolean("keep", self.keep, error)
+        for name in ("sends", "trains", "shares"):
+            _checks.one_of(name, getattr(self, name), CHOICES, error)
         self._set_integer("max_update_bytes", 1, MAX_PAYLOAD_BYTES + MAX_UPDATE_OVERHEAD)
 
     def _set_integer(self, field: str, low: int, high: int) -> None:
@@ -97,6 +113,12 @@ _FIELDS: Final = (
     "local_epochs",
     "seed",
     "local_steps",
+    "error_feedback",
+    "base_round",
+    "keep",
+    "sends",
+    "trains",
+    "shares",
     "max_update_bytes",
 )
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from protocol.factors import FactorPair
 from protocol.manifest import Preprocessing
 from protocol.tensors import ParamSpec, Tensors, TensorSpec
 from tuning.errors import CompileError
@@ -56,6 +57,7 @@ class Compiled:
     backbone: str
     trainable: ParamSpec
     state: ParamSpec
+    pairs: tuple[FactorPair, ...]
     inputs: tuple[tuple[str, TensorSpec], ...]
     preprocessing: Preprocessing
     total_parameters: int
@@ -208,6 +210,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
         "backbone": backbone.name,
         "trainable": ParamSpec.of(_as_numpy(trainable)).to_json(),
         "state": ParamSpec.of(_as_numpy(state)).to_json(),
+        "pairs": [[pair.down, pair.up, pair.scale] for pair in tuned.pairs],
         "inputs": [
             [name.removeprefix("batch/"), str(value.numpy().dtype), list(value.shape[1:])]
             for name, value in batch.items()
@@ -232,6 +235,7 @@ def _read_info(folder: Path) -> Compiled:
         backbone=info["backbone"],
         trainable=ParamSpec.from_json(info["trainable"]),
         state=ParamSpec.from_json(info["state"]),
+        pairs=tuple(FactorPair(down=d, up=u, scale=s) for d, u, s in info["pairs"]),
         inputs=tuple(
             (name, TensorSpec(tuple(shape), dtype)) for name, dtype, shape in info["inputs"]
         ),

@@ -3,6 +3,10 @@
 
 SGD with momentum and decoupled weight decay AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101,
 algorithm 2), in the form of torch.optim: velocity = momentum * velocity + gradient.
+
+With `proximal` = mu every gradient is that of loss + mu / 2 * |w - w0|^2, w0 being the tensors that
+the round began with (FedProx, Li et al. 2020, arXiv 1812.06127, algorithm 2); they are kept in the
+state as "anchor/...".
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+
+from protocol.manifest import ANCHOR
 
 if TYPE_CHECKING:
     from protocol.manifest import TrainingSpec
@@ -24,7 +30,14 @@ EPSILON = 1e-6
 
 
 def initial_state(spec: TrainingSpec, trainable: Named) -> dict[str, torch.Tensor]:
-    """Zeros under the names that `step` reads: an optimizer that has seen nothing."""
+    """What `step` reads before the first step: zeros, and the anchors where there are any."""
+    anchors = {}
+    if spec.proximal:
+        anchors = {f"{ANCHOR}{name}": value.clone() for name, value in trainable.items()}
+    return anchors | _moments(spec, trainable)
+
+
+def _moments(spec: TrainingSpec, trainable: Named) -> dict[str, torch.Tensor]:
     if spec.optimizer == "adamw":
         state = {f"first/{name}": torch.zeros_like(value) for name, value in trainable.items()}
         state |= {f"second/{name}": torch.zeros_like(value) for name, value in trainable.items()}
@@ -42,6 +55,23 @@ def step(
     learning_rate: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """One optimizer step: the new tensors and the new state, nothing changed in place."""
+    anchors = {name: value for name, value in state.items() if name.startswith(ANCHOR)}
+    if spec.proximal:
+        gradients = {
+            name: gradient + spec.proximal * (trainable[name] - anchors[f"{ANCHOR}{name}"])
+            for name, gradient in gradients.items()
+        }
+    updated, kept = _moved(spec, trainable, gradients, state, learning_rate)
+    return updated, anchors | kept
+
+
+def _moved(
+    spec: TrainingSpec,
+    trainable: Named,
+    gradients: Named,
+    state: Named,
+    learning_rate: torch.Tensor,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     if spec.optimizer == "adamw":
         return _adamw(spec, trainable, gradients, state, learning_rate)
     return _sgd(spec, trainable, gradients, state, learning_rate)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,8 @@ class TorchCohort:
         state: Tensors,
         steps: Iterable[Mapping[str, np.ndarray]],
         learning_rate: float,
+        *,
+        frozen: Collection[str] = (),
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Tensors [clients, ...] in and out; losses [steps, clients]."""
         tensors = {name: self._held(value) for name, value in trainable.items()}
@@ -47,9 +49,10 @@ class TorchCohort:
                     for name, value in held.items()
                     if name.startswith("batch/")
                 }
-                tensors, kept, loss = self._step(
+                moved, kept, loss = self._step(
                     tensors, kept, self._frozen, batch, held["labels"], held["weight"], rate
                 )
+                tensors = {n: tensors[n] if n in frozen else new for n, new in moved.items()}
                 losses.append(loss)
         trained = {name: value.cpu().numpy() for name, value in tensors.items()}
         return trained, torch.stack(losses).cpu().numpy()

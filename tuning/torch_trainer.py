@@ -7,7 +7,7 @@ the other side of the parity test. It is what a torch user would write, not the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -58,6 +58,7 @@ class TorchTrainer:
         epochs: int,
         seed: int,
         most_steps: int = 0,
+        frozen: Collection[str] = (),
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """As `edge_runtime.OnnxTrainer.fit`."""
         self._load(tensors)
@@ -68,14 +69,17 @@ class TorchTrainer:
             len(labels), self._spec.batch_size, epochs, rng, most_steps=most_steps
         )
         indices, weights = (torch.from_numpy(part).to(self._device) for part in plan)
+        for name, parameter in self._trained.items():
+            parameter.requires_grad_(name not in frozen)
         optimizer = self._optimizer(learning_rate)
+        anchors = {name: value.detach().clone() for name, value in self._trained.items()}
         total = torch.zeros((), device=self._device)
         for rows, weight in zip(indices, weights, strict=True):
             # A ragged batch needs no padding here: nothing fixes the shape.
             rows = rows[weight > 0]
             optimizer.zero_grad(set_to_none=True)
             loss = self._losses({n: v[rows] for n, v in held.items()}, labels[rows]).mean()
-            loss.backward()
+            (loss + self._proximal_term(anchors)).backward()
             optimizer.step()
             total += loss.detach() * len(rows)
         trained = {
@@ -118,8 +122,15 @@ class TorchTrainer:
     def _losses(self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self._scores(batch), labels, reduction="none")
 
+    def _proximal_term(self, anchors: Mapping[str, torch.Tensor]) -> torch.Tensor | float:
+        """FedProx: mu / 2 * the squared distance from where the round began."""
+        if not self._spec.proximal:
+            return 0.0
+        squares = ((value - anchors[name]).square().sum() for name, value in self._trained.items())
+        return self._spec.proximal / 2 * torch.stack(list(squares)).sum()
+
     def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        parameters = list(self._trained.values())
+        parameters = [value for value in self._trained.values() if value.requires_grad]
         spec = self._spec
         if spec.optimizer == "adamw":
             return torch.optim.AdamW(

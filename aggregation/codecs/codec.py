@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -16,6 +17,8 @@ from aggregation.errors import (
 )
 from protocol.errors import SpecError
 from protocol.tensors import ParamSpec, Tensors
+
+_PART: Final = 1 << 20
 
 Payload = bytes | bytearray | memoryview
 
@@ -33,6 +36,16 @@ class Seeds:
 
 
 NO_SEEDS: Final = Seeds()
+
+
+def round_seeds(job: str, round: int, *, client_seed: int = 0) -> Seeds:
+    """The seeds of one round of a job, and of the client whose plan holds `client_seed`."""
+
+    def seed(*parts: object) -> int:
+        digest = hashlib.sha256("/".join(map(str, ("codec", *parts))).encode()).digest()
+        return int.from_bytes(digest[:8], "little")
+
+    return Seeds(own=seed(client_seed), shared=seed(job, round))
 
 
 class Codec(Protocol):
@@ -105,7 +118,9 @@ def require_length(payload: memoryview, expected: int) -> None:
 
 def require_finite(values: np.ndarray, spec: ParamSpec) -> None:
     """Raises: CodecError naming the first tensor of a flat vector that is not finite."""
-    if np.isfinite(values).all():
+    # In parts: one boolean a value of a large update would be megabytes beside it.
+    parts = (values[start : start + _PART] for start in range(0, values.size, _PART))
+    if all(np.isfinite(part).all() for part in parts):
         return
     for name, tensor in split(values, spec).items():
         if not np.isfinite(tensor).all():

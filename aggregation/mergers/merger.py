@@ -18,6 +18,31 @@ NOTHING: Final[Tensors] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaseChange:
+    """A change of one frozen weight [d, k]: left @ right, or `left` alone where that is smaller.
+
+    Changes add up over rounds: whoever joins late needs the sum of all of them. A change belongs to
+    the delta that it comes with, and is right only if that is applied in full: by a server
+    optimizer that averages at rate 1.
+    """
+
+    left: np.ndarray  # float32 [d, q]; [d, k] without `right`
+    right: np.ndarray | None  # float32 [q, k]
+
+    def product(self) -> np.ndarray:
+        """The change itself, float32 [d, k], a new array."""
+        if self.right is None:
+            return self.left.copy()
+        product: np.ndarray = self.left.astype(np.float64) @ self.right
+        return product.astype(np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what has to be sent."""
+        return self.left.nbytes + (0 if self.right is None else self.right.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
     """What a round's updates come to."""
 
@@ -25,6 +50,10 @@ class Merged:
     """The change to the current tensors, in the spec's names, shapes and dtypes."""
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Named arrays that the next round's `init` is given, and that a journal can keep."""
+    base: Mapping[str, BaseChange] = field(default_factory=dict)
+    """Changes of frozen weights, by the layer's `down` factor; few mergers have any."""
+    notes: tuple[str, ...] = ()
+    """What a report should say of this merge, such as what a truncation lost."""
 
 
 class Merger(Protocol[State]):

@@ -8,15 +8,21 @@ Each client's batches, in their order, are those that it would train on alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from client_sdk.updates import close_evaluation, close_update, open_plan, sample_count
+from client_sdk.updates import (
+    close_evaluation,
+    close_update,
+    frozen_names,
+    open_plan,
+    sample_count,
+)
 from edge_runtime import batch_plan
-from edge_runtime.trainer import mean_loss, rounded, zero_state
+from edge_runtime.trainer import initial_state, mean_loss, rounded
 from edge_runtime.training_loop import batch_of
 from protocol.manifest import Manifest
 from protocol.plan import Plan
@@ -30,7 +36,13 @@ class CohortLoop(Protocol):
     """What runs the steps: `edge_runtime.training_loop.TrainingLoop`, or torch's counterpart."""
 
     def run(
-        self, trainable: Tensors, state: Tensors, steps: Steps, learning_rate: float
+        self,
+        trainable: Tensors,
+        state: Tensors,
+        steps: Steps,
+        learning_rate: float,
+        *,
+        frozen: Collection[str],
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Tensors [clients, ...] in and out; losses [steps, clients]."""
         ...
@@ -46,6 +58,7 @@ class _Work:
 
     client: PreparedClient
     plan: Plan
+    start: Mapping[str, np.ndarray]
     indices: np.ndarray  # [steps, batch]
     weights: np.ndarray  # [steps, batch]
 
@@ -56,12 +69,14 @@ class CohortClients:
     def __init__(
         self,
         manifest: Manifest,
+        initial: Tensors,
         loop: CohortLoop,
         size: int,
         evaluate_samples: EvaluateSamples,
         clients: Sequence[PreparedClient],
     ) -> None:
         self._manifest = manifest
+        self._initial = initial
         self._loop = loop
         self._size = size
         self._evaluate_samples = evaluate_samples
@@ -71,18 +86,17 @@ class CohortClients:
     def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
         """Answer (client, kind, plan) for all of them; what goes wrong for one is its answer."""
         fits: list[_Work] = []
-        evaluations: list[tuple[PreparedClient, Plan]] = []
-        broadcast: Mapping[str, np.ndarray] = {}
+        evaluations: list[tuple[PreparedClient, Plan, Tensors]] = []
         for name, _, blob in work:
             client = self._clients[name]
             try:
-                plan, broadcast = open_plan(blob, self._manifest)
+                plan, start = open_plan(blob, self._manifest, self._initial, client.memory)
             except Exception as fault:
                 # As on a device: the coordinator hears of it, and the round goes on.
                 yield name, fault
                 continue
             if plan.task == "evaluate":
-                evaluations.append((client, plan))
+                evaluations.append((client, plan, start))
                 continue
             indices, weights = batch_plan(
                 sample_count(client.fit),
@@ -91,28 +105,24 @@ class CohortClients:
                 np.random.default_rng(plan.seed),
                 most_steps=plan.local_steps,
             )
-            fits.append(_Work(client, plan, indices, weights))
+            fits.append(_Work(client, plan, start, indices, weights))
         # Longest first, then by name: the grouping depends on nothing but the work itself.
         fits.sort(key=lambda item: (-len(item.indices), item.client.id))
-        for start in range(0, len(fits), self._size):
-            yield from self._fit(fits[start : start + self._size], broadcast)
-        yield from self._evaluate(evaluations, broadcast)
+        for first in range(0, len(fits), self._size):
+            yield from self._fit(fits[first : first + self._size])
+        yield from self._evaluate(evaluations)
 
-    def _fit(
-        self, group: Sequence[_Work], broadcast: Tensors
-    ) -> Iterator[tuple[str, bytes | Exception]]:
+    def _fit(self, group: Sequence[_Work]) -> Iterator[tuple[str, bytes | Exception]]:
         # Places without a client repeat the first one's data at weight 0.
         places = [*group, *[group[0]] * (self._size - len(group))]
-        stacked = {
-            name: np.broadcast_to(value, (self._size, *value.shape))
-            for name, value in broadcast.items()
-        }
-        state = {
-            name: np.broadcast_to(value, (self._size, *value.shape))
-            for name, value in zero_state(self._manifest).items()
-        }
+        plan = group[0].plan
+        starts = [item.start for item in places]
         trained, losses = self._loop.run(
-            stacked, state, self._steps(places, len(group)), group[0].plan.learning_rate
+            _stacked(starts),
+            _stacked([initial_state(self._manifest, start) for start in starts]),
+            self._steps(places, len(group)),
+            plan.learning_rate,
+            frozen=frozen_names(plan, self._manifest),
         )
         for place, item in enumerate(group):
             steps = len(item.indices)
@@ -120,7 +130,11 @@ class CohortClients:
                 metrics = {"loss": mean_loss(losses[:steps, place], item.weights)}
                 own = {name: value[place] for name, value in trained.items()}
                 samples = sample_count(item.client.fit)
-                yield item.client.id, close_update(item.plan, broadcast, own, metrics, samples)
+                memory = item.client.memory
+                blob = close_update(
+                    item.plan, self._manifest, item.start, own, metrics, samples, memory
+                )
+                yield item.client.id, blob
             except Exception as fault:
                 yield item.client.id, fault
 
@@ -141,22 +155,29 @@ class CohortClients:
             }
 
     def _evaluate(
-        self, group: Sequence[tuple[PreparedClient, Plan]], broadcast: Tensors
+        self, group: Sequence[tuple[PreparedClient, Plan, Tensors]]
     ) -> Iterator[tuple[str, bytes | Exception]]:
-        """All held-out samples in one go: the tensors are the same for every client."""
-        full = [(client, plan) for client, plan in group if sample_count(client.held_out)]
-        for client, plan in group:
+        """All held-out samples in one go, where the tensors are the same for every client."""
+        full = [item for item in group if sample_count(item[0].held_out)]
+        for client, plan, _ in group:
             if not sample_count(client.held_out):
                 yield client.id, close_evaluation(plan, {}, 0)
-        if not full:
-            return
+        own = [item for item in full if item[1].sends != "all"]
+        for item in own:
+            yield from self._evaluated([item], item[2])
+        if alike := [item for item in full if item[1].sends == "all"]:
+            yield from self._evaluated(alike, alike[0][2])
+
+    def _evaluated(
+        self, full: Sequence[tuple[PreparedClient, Plan, Tensors]], tensors: Tensors
+    ) -> Iterator[tuple[str, bytes | Exception]]:
         together = {
-            name: np.concatenate([client.held_out[name] for client, _ in full])
+            name: np.concatenate([client.held_out[name] for client, _, _ in full])
             for name in (*self._names, "labels")
         }
-        losses, correct = self._evaluate_samples(broadcast, together)
+        losses, correct = self._evaluate_samples(tensors, together)
         start = 0
-        for client, plan in full:
+        for client, plan, _ in full:
             part = slice(start, start + sample_count(client.held_out))
             start = part.stop
             metrics = {
@@ -164,3 +185,8 @@ class CohortClients:
                 "accuracy": rounded(float(correct[part].mean())),
             }
             yield client.id, close_evaluation(plan, metrics, part.stop - part.start)
+
+
+def _stacked(parts: Sequence[Tensors]) -> dict[str, np.ndarray]:
+    """One tensor a name, with an axis before its own: [parts, ...]."""
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from client_sdk.memory import FolderMemory
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import run_rounds
@@ -20,7 +21,7 @@ from edge_runtime.training_loop import TrainingLoop
 from protocol.tensors import Tensors
 from simulations.backends.cohort import CohortClients, CohortLoop
 from simulations.backends.cohort_size import cohort_size
-from simulations.backends.prepared import PreparedClient, prepare
+from simulations.backends.prepared import MEMORY_FOLDER, PreparedClient, prepare
 from simulations.backends.sequential import SequentialClients
 from simulations.grid import InProcessGrid, Serve
 from simulations.setup import Setup
@@ -47,13 +48,28 @@ def play(
 
     def rounds(link: FlowerLink) -> None:
         spec, initial = bundle.manifest.trainable, bundle.initial()
-        finals.append(run_rounds(setup.job, spec, initial, link, journal, on_round, evaluate))
+        final = run_rounds(
+            setup.job,
+            spec,
+            initial,
+            link,
+            journal,
+            on_round,
+            evaluate,
+            pairs=bundle.manifest.pairs,
+        )
+        finals.append(final)
 
     if setup.job.simulation.backend == "ray":
         _play_on_ray(setup, bundle, run_folder, rounds)
     else:
         clients = [
-            prepare(client, bundle.manifest.preprocessing) for client in setup.federation.clients
+            prepare(
+                client,
+                bundle.manifest.preprocessing,
+                FolderMemory.of(run_folder / MEMORY_FOLDER, client.id),
+            )
+            for client in setup.federation.clients
         ]
         serve, together = _local_clients(setup, bundle, trainer, clients)
         grid = InProcessGrid([client.id for client in clients], serve)
@@ -71,14 +87,14 @@ def _local_clients(
     training = setup.recipe.training
     if simulation.backend == "sequential":
         if simulation.engine == "onnx":
-            return SequentialClients(manifest, trainer, clients).serve, 1
+            return SequentialClients(manifest, bundle.initial(), trainer, clients).serve, 1
         from tuning.torch_trainer import TorchTrainer
 
         _, tuned = setup.recipe.build()
         torch_trainer = TorchTrainer(
             tuned, training, batch_plan=batch_plan, device=simulation.device
         )
-        return SequentialClients(manifest, torch_trainer, clients).serve, 1
+        return SequentialClients(manifest, bundle.initial(), torch_trainer, clients).serve, 1
 
     samples = sum(len(client.fit["labels"]) for client in clients)
     size = cohort_size(setup.job, setup.compiled, setup.recipe, len(clients), samples)
@@ -97,7 +113,7 @@ def _local_clients(
             second, training, batch_plan=batch_plan, device=simulation.device
         )
         evaluate = torch_trainer.evaluate_samples
-    return CohortClients(manifest, loop, size, evaluate, clients).serve, size
+    return CohortClients(manifest, bundle.initial(), loop, size, evaluate, clients).serve, size
 
 
 def _play_on_ray(

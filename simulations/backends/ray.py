@@ -27,10 +27,12 @@ from flwr.simulation import run_simulation
 from flwr.supercore import telemetry
 
 from client_sdk.client_app import Client, NodeConfig, make_client_app
+from client_sdk.memory import FolderMemory
 from client_sdk.updates import Trainer, respond, sample_count
 from edge_runtime.preprocessing import apply
 from protocol.manifest import Manifest
 from protocol.tensors import Tensors
+from simulations.backends.prepared import MEMORY_FOLDER
 from simulations.errors import SimulationError
 
 _ENVIRONMENT: Final = {
@@ -47,6 +49,7 @@ class Engine(NamedTuple):
     """What a worker needs of a bundle."""
 
     manifest: Manifest
+    initial: Tensors
     trainer: Trainer
 
 
@@ -60,7 +63,7 @@ def onnx_engine(bundle_folder: str) -> Engine:
     from edge_runtime.trainer import OnnxTrainer
 
     bundle = open_bundle(Path(bundle_folder), public_key=None)
-    return Engine(bundle.manifest, OnnxTrainer(bundle, threads=1))
+    return Engine(bundle.manifest, bundle.initial(), OnnxTrainer(bundle, threads=1))
 
 
 def write_client(run_folder: Path, number: int, name: str, fit: Tensors, held_out: Tensors) -> Path:
@@ -115,11 +118,13 @@ def _open_client(
         return respond(
             plan,
             bundle_manifest=engine.manifest,
+            initial=engine.initial,
             trainer=engine.trainer,
             data_fit=apply(preprocessing, fit),
             # A client may hold nothing back; preprocessing refuses arrays without a row.
             data_held_out=apply(preprocessing, held_out) if sample_count(held_out) else {},
             client=name,
+            memory=FolderMemory.of(Path(run_folder) / MEMORY_FOLDER, name),
         )
 
     return Client(name=name, answer=answer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from client_sdk.updates import Trainer, respond
 from protocol.manifest import Manifest
+from protocol.tensors import Tensors
 from simulations.backends.prepared import PreparedClient
 
 
@@ -14,9 +15,14 @@ class SequentialClients:
     """Clients that share one trainer and take turns."""
 
     def __init__(
-        self, manifest: Manifest, trainer: Trainer, clients: Sequence[PreparedClient]
+        self,
+        manifest: Manifest,
+        initial: Tensors,
+        trainer: Trainer,
+        clients: Sequence[PreparedClient],
     ) -> None:
         self._manifest = manifest
+        self._initial = initial
         self._trainer = trainer
         self._clients = {client.id: client for client in clients}
 
@@ -30,10 +36,12 @@ class SequentialClients:
                     respond(
                         plan,
                         bundle_manifest=self._manifest,
+                        initial=self._initial,
                         trainer=self._trainer,
                         data_fit=client.fit,
                         data_held_out=client.held_out,
                         client=name,
+                        memory=client.memory,
                     ),
                 )
             except Exception as fault:

@@ -41,7 +41,7 @@ class TorchEngine:
         recipe = recipe_of(job, len(bundle.manifest.class_names))
         _, tuned = recipe.build()
         trainer = TorchTrainer(tuned, recipe.training, batch_plan=batch_plan)
-        return ray.Engine(bundle.manifest, trainer)
+        return ray.Engine(bundle.manifest, bundle.initial(), trainer)
 
 
 def run_on_flower(
@@ -73,6 +73,7 @@ def run_on_flower(
                 journal,
                 reports.append,
                 lambda tensors: trainer.evaluate(tensors, test),
+                pairs=bundle.manifest.pairs,
             )
             finals.append(final)
 

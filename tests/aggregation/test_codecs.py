@@ -29,7 +29,9 @@ TENSORS = st.dictionaries(
     min_size=1,
     max_size=4,
 )
-ANY_CODEC = pytest.mark.parametrize("codec", [codec_named(name) for name in CODEC_NAMES])
+# Those without settings, whose payloads have one length; test_more_codecs.py has the others.
+PLAIN = ("float32", "float16", "bfloat16", "one-bit")
+ANY_CODEC = pytest.mark.parametrize("codec", [codec_named(name) for name in PLAIN])
 LIMIT = 1 << 20
 
 
@@ -136,11 +138,26 @@ def test_what_is_no_tensor_is_refused(codec):
         codec.encode({"a": np.zeros(2, np.complex64)})
 
 
+NAMES = (
+    *PLAIN, "int8", "int8:channel", "int4", "int4:channel", "ternary:0.1", "ternary:0.05,mean",
+    "ternary:0.1,std,2.0", "top-k:0.05", "random-k:0.05", "random-k:0.05,unbiased", "low-rank:2",
+    "seed-scalars:64",
+)  # fmt: skip
+
+
 def test_names_map_to_codecs_and_back():
-    assert [codec_named(name).name for name in CODEC_NAMES] == ["float32", "float16", "one-bit"]
+    assert [codec_named(name).name for name in NAMES] == list(NAMES)
+    assert {name.partition(":")[0] for name in NAMES} == set(CODEC_NAMES)
+    assert codec_named("ternary: 5e-2, scale=mean").name == "ternary:0.05,mean"
+
+
+@pytest.mark.parametrize("name", ["ternary:0", "top-k:1.5", "low-rank:0", "ternary:0.1,most"])
+def test_a_setting_that_cannot_be_is_refused(name):
+    with pytest.raises(CodecError):
+        codec_named(name)
 
 
 @pytest.mark.parametrize("name", ["", "float64", "one_bit", "Float32", None])
 def test_codec_named_lists_the_known_when_a_name_is_unknown(name):
-    with pytest.raises(UnknownCodecError, match="float32, float16, one-bit"):
+    with pytest.raises(UnknownCodecError, match="float32, float16, bfloat16"):
         codec_named(name)

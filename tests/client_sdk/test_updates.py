@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +65,11 @@ class PlusOne:
         epochs: int,
         seed: int,
         most_steps: int = 0,
+        frozen: Collection[str] = (),
     ) -> tuple[Tensors, Mapping[str, float]]:
         self.asked.append((len(data["labels"]), learning_rate, epochs, seed, most_steps))
-        return {name: value + 1 for name, value in tensors.items()}, {"loss": 0.25}
+        trained = {name: value + (name not in frozen) for name, value in tensors.items()}
+        return trained, {"loss": 0.25}
 
     def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
         return {"accuracy": 0.5, "loss": float(np.float32(len(data["labels"])))}
@@ -81,6 +83,7 @@ def answer(blob: bytes, client: str = "c1", held_out: Tensors = HELD_OUT) -> byt
     return respond(
         blob,
         bundle_manifest=MANIFEST,
+        initial=TENSORS,
         trainer=PlusOne(),
         data_fit=FIT,
         data_held_out=held_out,
@@ -105,6 +108,7 @@ def test_trainer_is_told_what_the_plan_says() -> None:
     respond(
         blob_of(PLAN),
         bundle_manifest=MANIFEST,
+        initial=TENSORS,
         trainer=trainer,
         data_fit=FIT,
         data_held_out={},
@@ -115,7 +119,7 @@ def test_trainer_is_told_what_the_plan_says() -> None:
 
 def test_difference_is_taken_from_what_the_client_saw_when_the_downlink_is_lossy() -> None:
     plan = replace(PLAN, downlink_codec="float16")
-    _, seen = open_plan(blob_of(plan), MANIFEST)
+    _, seen = open_plan(blob_of(plan), MANIFEST, TENSORS)
     assert not np.array_equal(seen["a"], TENSORS["a"])
     _, payload = unpack_update(answer(blob_of(plan)), max_bytes=10_000)
     delta = codec_named("float32").decode(payload, MANIFEST.trainable, 10_000)
@@ -165,12 +169,12 @@ def test_plan_is_refused_when_it_is_not_for_this_client(blob: bytes, words: str)
 
 def test_training_is_refused_when_it_gave_other_or_infinite_tensors() -> None:
     with pytest.raises(TrainingError, match='"b" is missing'):
-        close_update(PLAN, TENSORS, {"a": TENSORS["a"]}, {}, 7)
+        close_update(PLAN, MANIFEST, TENSORS, {"a": TENSORS["a"]}, {}, 7)
     wild = {**TENSORS, "b": np.full((2, 2), np.inf, np.float32)}
     with pytest.raises(TrainingError, match=r"learning rate 0\.5 may be too high"):
-        close_update(PLAN, TENSORS, wild, {}, 7)
+        close_update(PLAN, MANIFEST, TENSORS, wild, {}, 7)
 
 
 def test_update_is_refused_when_it_exceeds_the_plans_budget() -> None:
     with pytest.raises(TrainingError, match="expected at most 100 bytes"):
-        close_update(replace(PLAN, max_update_bytes=100), TENSORS, TENSORS, {}, 7)
+        close_update(replace(PLAN, max_update_bytes=100), MANIFEST, TENSORS, TENSORS, {}, 7)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client_sdk.memory import FolderMemory
 from client_sdk.updates import respond
 from coordinator.job import Job
 from coordinator.link import Failure, Outgoing
@@ -34,6 +36,7 @@ class DriftTrainer:
         epochs: int,
         seed: int,
         most_steps: int = 0,
+        frozen: Collection[str] = (),
     ) -> tuple[Tensors, Mapping[str, float]]:
         rng = np.random.default_rng(seed)
         goal = np.float32(data["x"].mean())
@@ -74,6 +77,8 @@ class FakeLink:
     meddle: Callable[[str, bytes], bytes | Failure] = lambda client, blob: blob
     order: Callable[[list[str]], list[str]] = lambda clients: clients
     held_out: int = 4
+    memory: Path | None = None
+    """Where clients keep what they keep between rounds; None: they cannot."""
     asked: list[Outgoing] = field(default_factory=list)
 
     def node_ids(self) -> Sequence[str]:
@@ -96,10 +101,12 @@ class FakeLink:
             blob = respond(
                 plan,
                 bundle_manifest=manifest_of(self.job),
+                initial=INITIAL,
                 trainer=DriftTrainer(),
                 data_fit=data,
                 data_held_out=held_out,
                 client=client,
+                memory=FolderMemory.of(self.memory, client) if self.memory else None,
             )
         except Exception as error:
             return Failure(code=RejectionCode.CLIENT_FAILED, reason=str(error))

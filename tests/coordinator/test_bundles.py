@@ -22,8 +22,8 @@ def test_recipe_has_what_decides_the_step() -> None:
         data=DataSection(max_length=33),
         method=MethodSpec(name="lora", settings={"rank": 3}),
         training=TrainingSection(
-            optimizer="sgd", learning_rate=0.2, weight_decay=0.1, momentum=0.5, batch_size=6,
-            local_epochs=2,
+            optimizer="sgd", learning_rate=0.2, weight_decay=0.1, momentum=0.5, proximal=0.3,
+            batch_size=6, local_epochs=2,
         ),
     )  # fmt: skip
     recipe = recipe_of(job, 7)
@@ -32,7 +32,7 @@ def test_recipe_has_what_decides_the_step() -> None:
     assert recipe.max_length == 33 and recipe.random_weights
     assert dataclasses.asdict(recipe.training) == {
         "batch_size": 6, "optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 0.1,
-        "momentum": 0.5, "local_epochs": 2,
+        "momentum": 0.5, "local_epochs": 2, "proximal": 0.3,
     }  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def test_key_outside_of_a_section_is_refused() -> None:
         ("[method]\nname = 3", "expected the name of a method"),
         ("[method]\nrank = inf", "expected a finite number"),
         ("[method]\ndeep = {a = 1}", "expected a finite number, a text"),
-        ("[update]\ndownlink_codec = 'one-bit'", 'expected one of "float32", "float16"'),
+        ("[update]\ndownlink_codec = 'one-bit'", "expected one of float32, float16, bfloat16 with"),
         ("[simulation]\ndevice = 'cuda'", 'engine = "torch"'),
         ("[job]\nseed = 9007199254740993", "expected a whole number"),
     ],

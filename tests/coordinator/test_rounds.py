@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation.codecs import codec_named
+from client_sdk.memory import FolderMemory
 from coordinator.errors import NoClientsError
 from coordinator.job import Job
 from coordinator.journal import Journal
@@ -133,6 +135,71 @@ def test_resumed_run_gives_the_same_bits_as_an_undisturbed_one(
     assert [replace(r, **strip) for r in kept] == [replace(r, **strip) for r in reports]
     again, none = play(job, make_link(job, CLIENTS), initial, tmp_path / "halves")
     assert same_bits(whole, again) and not none
+
+
+LOSSY = UpdateSection(
+    codec="one-bit", error_feedback=True, downlink="changes", downlink_codec="one-bit"
+)
+
+
+def test_run_of_compressed_changes_is_resumed_with_the_same_bits(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    job = replace(JOB, update=LOSSY)
+    link = make_link(job, CLIENTS, memory=tmp_path / "a")
+    whole, reports = play(job, link, initial, tmp_path / "whole")
+    assert all(report.updates == 5 and not report.rejections for report in reports)
+    # Whole tensors in the first round, a thirtieth of them (and headers) later.
+    assert reports[1].downlink_bytes < reports[0].downlink_bytes
+    bases = [
+        unpack_plan(m.blob, max_bytes=10**6)[0].base_round for m in link.asked if m.kind == "fit"
+    ]
+    assert bases == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+
+    def break_in_the_third(client: str, blob: bytes) -> bytes:
+        header, _ = unpack_update(blob, max_bytes=10**6)
+        if header.round == 3 and client == "dan":
+            raise KeyboardInterrupt
+        return blob
+
+    # Ada, Ben and Cyd have moved on by a round that the server has not committed.
+    broken = make_link(job, CLIENTS, memory=tmp_path / "b", meddle=break_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        play(job, broken, initial, tmp_path / "halves")
+    again = make_link(job, CLIENTS, memory=tmp_path / "b")
+    resumed, _ = play(job, again, initial, tmp_path / "halves")
+    assert same_bits(whole, resumed)
+
+
+def test_client_that_lost_its_memory_misses_one_round_and_is_sent_the_tensors_whole(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    job = replace(JOB, update=LOSSY)
+
+    def forget(report: RoundReport) -> None:
+        reports.append(report)
+        if report.round == 2:
+            shutil.rmtree(FolderMemory.of(tmp_path / "m", "cyd")._folder)
+
+    reports: list[RoundReport] = []
+    link = make_link(job, CLIENTS, memory=tmp_path / "m")
+    play(job, link, initial, tmp_path / "j", forget)
+    assert [report.updates for report in reports] == [5, 5, 4, 5]
+    ((rejection,),) = [report.rejections for report in reports if report.rejections]
+    assert (
+        rejection.client == "cyd" and "expected to hold the tensors of round 2" in rejection.reason
+    )
+    plans = [unpack_plan(m.blob, max_bytes=10**6)[0] for m in link.asked if m.kind == "fit"]
+    assert [plan.base_round for plan in plans if plan.client == "cyd"] == [0, 1, 2, 0]
+
+
+def test_error_feedback_is_refused_by_clients_that_keep_nothing(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    job = replace(JOB, update=UpdateSection(codec="one-bit", error_feedback=True))
+    final, reports = play(job, make_link(job, CLIENTS), initial, tmp_path / "j")
+    assert same_bits(final, initial) and reports[0].updates == 0
+    assert all("keeps tensors between rounds" in r.reason for r in reports[0].rejections)
 
 
 def test_round_that_broke_in_the_middle_is_played_again(

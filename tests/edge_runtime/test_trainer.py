@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import DataError, TrainingError, batch_plan
-from edge_runtime.trainer import OnnxTrainer, check_data, mean_loss, rounded, zero_state
+from edge_runtime.trainer import OnnxTrainer, check_data, initial_state, mean_loss, rounded
 from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
 
 
@@ -24,7 +24,7 @@ def test_fit_runs_the_plan_of_its_seed(make_bundle: Callable[..., Any]) -> None:
     names = [name for name, _ in made.bundle.manifest.inputs]
     expected, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
         start,
-        zero_state(made.bundle.manifest),
+        initial_state(made.bundle.manifest, made.start()),
         [
             {**batch_of(data, names, rows), "weight": weight}
             for rows, weight in zip(indices, weights, strict=True)

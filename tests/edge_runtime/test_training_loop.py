@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import TrainingError
-from edge_runtime.trainer import zero_state
+from edge_runtime.trainer import initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
 
 
@@ -29,7 +29,7 @@ def test_loop_carries_tensors_and_momentum_from_step_to_step(
 ) -> None:
     made = make_bundle("head")
     loop = TrainingLoop(made.bundle.path("train"), threads=1)
-    state = zero_state(made.bundle.manifest)
+    state = initial_state(made.bundle.manifest, made.start())
     start, steps = made.start(), steps_of(made, 3)
     together, losses = loop.run(start, state, steps, 0.1)
     assert losses.shape == (3,) and losses.dtype == np.float32
@@ -52,7 +52,7 @@ def test_run_changes_no_argument_and_gives_arrays_of_its_own(
     made = make_bundle("head")
     loop = TrainingLoop(made.bundle.path("train"), threads=1)
     start, steps = made.start(), steps_of(made, 2)
-    state = zero_state(made.bundle.manifest)
+    state = initial_state(made.bundle.manifest, made.start())
     before = {name: value.copy() for name, value in (start | state | steps[0]).items()}
     first, _ = loop.run(start, state, steps, 0.1)
     kept = {name: value.copy() for name, value in first.items()}
@@ -67,7 +67,7 @@ def test_run_changes_no_argument_and_gives_arrays_of_its_own(
 def test_no_steps_give_the_tensors_back(make_bundle: Callable[..., Any]) -> None:
     made = make_bundle("head")
     trained, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
-        made.start(), zero_state(made.bundle.manifest), [], 0.1
+        made.start(), initial_state(made.bundle.manifest, made.start()), [], 0.1
     )
     assert losses.shape == (0,)
     for name, value in made.start().items():
@@ -79,7 +79,7 @@ def test_arrays_that_are_not_contiguous_count_by_their_values(
 ) -> None:
     made = make_bundle("head")
     loop = TrainingLoop(made.bundle.path("train"), threads=1)
-    state, (step,) = zero_state(made.bundle.manifest), steps_of(made, 1)
+    state, (step,) = initial_state(made.bundle.manifest, made.start()), steps_of(made, 1)
     start = made.start()
     strided = {name: np.asfortranarray(value) for name, value in start.items()}
     flipped = {name: np.ascontiguousarray(value[::-1])[::-1] for name, value in step.items()}

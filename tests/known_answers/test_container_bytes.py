@@ -53,9 +53,12 @@ def test_a_plan_is_what_the_format_says_field_by_field():
     magic, version, header_bytes = struct.unpack_from("<4sHI", blob)
     assert (magic, version) == (b"FLPL", 1)
     assert json.loads(blob[10 : 10 + header_bytes]) == {
+        "base_round": 0,
         "client": "a",
         "downlink_codec": "float32",
+        "error_feedback": False,
         "job": "00" * 32,
+        "keep": False,
         "learning_rate": 0.05,
         "local_epochs": 1,
         "local_steps": 0,
@@ -63,7 +66,10 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "nonce": "0123456789abcdef",
         "round": 7,
         "seed": 9,
+        "sends": "all",
+        "shares": "all",
         "task": "fit",
+        "trains": "all",
         "uplink_codec": "one-bit",
     }
     assert blob[10 + header_bytes : -4] == struct.pack("<Q", 3) + b"xyz"

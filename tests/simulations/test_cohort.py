@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Recorder:
         state: Mapping[str, np.ndarray],
         steps: Iterable[Mapping[str, np.ndarray]],
         learning_rate: float,
+        *,
+        frozen: Collection[str],
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         seen = [step["weight"].copy() for step in steps]
         self.weights.append(np.stack(seen))
@@ -40,6 +42,15 @@ class Recorder:
             for name, value in trainable.items()
         }
         return trained, np.ones((len(seen), len(total)), np.float32)
+
+
+def no_evaluation(*_: Any) -> Any:
+    raise AssertionError("nothing is evaluated here")
+
+
+def cohort_of(made: Any, loop: Any, size: int, clients: Any, evaluate: Any) -> CohortClients:
+    manifest = made.bundle.manifest
+    return CohortClients(manifest, made.bundle.initial(), loop, size, evaluate, clients)
 
 
 @pytest.fixture
@@ -80,7 +91,7 @@ def work_for(
 def test_longest_clients_come_first_and_the_last_cohort_is_filled_up(federation: Any) -> None:
     made, clients = federation
     loop = Recorder()
-    cohort = CohortClients(made.bundle.manifest, loop, 2, lambda *_: None, clients)  # type: ignore[arg-type, return-value]
+    cohort = cohort_of(made, loop, 2, clients, no_evaluation)
     answers = dict(cohort.serve(work_for(made, clients)))
     # Steps of batch 4: c1 3, c2 2, c3 2, then c0 and c4 with one each.
     per_step = [weights.sum(axis=2).tolist() for weights in loop.weights]
@@ -97,7 +108,7 @@ def test_update_is_of_the_client_in_its_place(federation: Any) -> None:
 
     made, clients = federation
     spec = made.bundle.manifest.trainable
-    cohort = CohortClients(made.bundle.manifest, Recorder(), 3, lambda *_: None, clients)  # type: ignore[arg-type, return-value]
+    cohort = cohort_of(made, Recorder(), 3, clients, no_evaluation)
     for name, answer in cohort.serve(work_for(made, clients)):
         assert isinstance(answer, bytes)
         _, payload = unpack_update(answer, max_bytes=1 << 20)
@@ -109,7 +120,7 @@ def test_update_is_of_the_client_in_its_place(federation: Any) -> None:
 
 def test_plan_that_cannot_be_read_is_one_clients_failure(federation: Any) -> None:
     made, clients = federation
-    cohort = CohortClients(made.bundle.manifest, Recorder(), 5, lambda *_: None, clients)  # type: ignore[arg-type, return-value]
+    cohort = cohort_of(made, Recorder(), 5, clients, no_evaluation)
     work = work_for(made, clients)
     work[1] = (*work[1][:2], work[1][2][:-3])
     answers = dict(cohort.serve(work))
@@ -121,12 +132,12 @@ def test_tensors_that_are_not_finite_are_one_clients_failure(federation: Any) ->
     made, clients = federation
 
     class Diverging(Recorder):
-        def run(self, *inputs: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            trained, losses = super().run(*inputs)
+        def run(self, *inputs: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            trained, losses = super().run(*inputs, frozen=frozen)
             trained["classifier.bias"][2] = np.inf
             return trained, losses
 
-    cohort = CohortClients(made.bundle.manifest, Diverging(), 5, lambda *_: None, clients)  # type: ignore[arg-type, return-value]
+    cohort = cohort_of(made, Diverging(), 5, clients, no_evaluation)
     answers = dict(cohort.serve(work_for(made, clients)))
     faults = {name for name, answer in answers.items() if isinstance(answer, TrainingError)}
     assert faults == {"c3"}  # the third of the longest
@@ -136,7 +147,7 @@ def test_tensors_that_are_not_finite_are_one_clients_failure(federation: Any) ->
 def test_evaluation_in_one_go_gives_each_client_its_own_figures(federation: Any) -> None:
     made, clients = federation
     trainer = OnnxTrainer(made.bundle, threads=1)
-    cohort = CohortClients(made.bundle.manifest, Recorder(), 2, trainer.evaluate_samples, clients)
+    cohort = cohort_of(made, Recorder(), 2, clients, trainer.evaluate_samples)
     answers = dict(cohort.serve(work_for(made, clients, "evaluate")))
     for client in clients:
         header, payload = unpack_update(answers[client.id], max_bytes=1 << 20)  # type: ignore[arg-type]
@@ -158,8 +169,8 @@ def test_one_clients_broken_data_are_its_own_rejection(
 
     real = play.prepare
 
-    def spoilt(client: Any, preprocessing: Any) -> PreparedClient:
-        prepared = real(client, preprocessing)
+    def spoilt(client: Any, *others: Any) -> PreparedClient:
+        prepared = real(client, *others)
         if client.id == "client-0001":
             prepared.fit["pixel_values"][0] = np.nan  # type: ignore[index]
         return prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class DriftTrainer:
         epochs: int,
         seed: int,
         most_steps: int = 0,
+        frozen: Collection[str] = (),
     ) -> tuple[Tensors, Mapping[str, float]]:
         goal = np.float32(data["x"].mean())
         if goal == 2:
@@ -84,7 +85,7 @@ def fake_engine(bundle_folder: str) -> Engine:
         training=TrainingSpec(batch_size=8, optimizer="sgd", learning_rate=0.1),
         graphs={},
     )
-    return Engine(manifest, DriftTrainer())
+    return Engine(manifest, INITIAL, DriftTrainer())
 
 
 def data_of(number: int, samples: int) -> dict[str, np.ndarray]:
@@ -127,6 +128,7 @@ def in_process(bundle: Path, path: Path) -> tuple[Tensors, list[RoundReport]]:
                     respond(
                         blob,
                         bundle_manifest=engine.manifest,
+                        initial=engine.initial,
                         trainer=engine.trainer,
                         data_fit=data_of(number, 5 + number),
                         data_held_out=data_of(number, number),

@@ -203,8 +203,8 @@ def test_rejections_are_counted_and_the_run_goes_on(
 
     real = play.prepare
 
-    def spoilt(client: Any, preprocessing: Any) -> Any:
-        prepared = real(client, preprocessing)
+    def spoilt(client: Any, *others: Any) -> Any:
+        prepared = real(client, *others)
         if client.id == "client-0001":
             prepared.fit["pixel_values"][:] = np.nan
         return prepared

@@ -37,7 +37,7 @@ def clients(make_bundle: Callable[..., Any]) -> tuple[Any, OnnxTrainer, list[Pre
 
 def test_answers_are_those_of_a_device_in_the_order_asked(clients: Any) -> None:
     made, trainer, prepared = clients
-    serve = SequentialClients(made.bundle.manifest, trainer, prepared).serve
+    serve = SequentialClients(made.bundle.manifest, made.bundle.initial(), trainer, prepared).serve
     work = [("b", "fit", plan_for(made, "b")), ("a", "evaluate", plan_for(made, "a",
             task="evaluate"))]  # fmt: skip
     answers = list(serve(work))
@@ -47,6 +47,7 @@ def test_answers_are_those_of_a_device_in_the_order_asked(clients: Any) -> None:
         assert answer == respond(
             plan,
             bundle_manifest=made.bundle.manifest,
+            initial=made.bundle.initial(),
             trainer=trainer,
             data_fit=client.fit,
             data_held_out=client.held_out,
@@ -57,7 +58,7 @@ def test_answers_are_those_of_a_device_in_the_order_asked(clients: Any) -> None:
 def test_what_a_client_raises_is_its_answer_and_the_next_one_works(clients: Any) -> None:
     made, trainer, prepared = clients
     prepared[0].fit["pixel_values"][:] = np.inf
-    serve = SequentialClients(made.bundle.manifest, trainer, prepared).serve
+    serve = SequentialClients(made.bundle.manifest, made.bundle.initial(), trainer, prepared).serve
     (_, first), (_, second) = serve([(n, "fit", plan_for(made, n)) for n in ("a", "b")])
     assert isinstance(first, ValueError) and "loss became" in str(first)
     assert isinstance(second, bytes)

@@ -19,7 +19,7 @@ import pytest
 from onnx.external_data_helper import uses_external_data
 from safetensors.numpy import load_file
 
-from edge_runtime.trainer import OnnxTrainer, zero_state
+from edge_runtime.trainer import OnnxTrainer, initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
 from tuning import compiler
 from tuning.compiler import Compiled, cohort_graph, compile_recipe, save_predict_weights
@@ -149,7 +149,7 @@ def test_initial_tensors_fit_what_the_entry_says(make_tuned: Callable[..., Any])
     made = make_tuned("lora")
     initial = load_file(made.compiled.folder / "initial.safetensors")
     assert made.compiled.trainable.mismatch(initial) is None
-    state = zero_state(made.bundle.manifest)
+    state = initial_state(made.bundle.manifest, made.start())
     assert set(state) == {f"velocity/{name}" for name in made.compiled.trainable.names}
     assert made.compiled.inputs[0][0] == "pixel_values"
     assert made.compiled.inputs[0][1].shape == (1, 8, 8)
@@ -314,7 +314,7 @@ def test_cohort_graph_equals_single_steps_when_some_clients_idle(
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     loop = TrainingLoop(cohort_graph(made.compiled, made.recipe, 3), threads=1)
-    state = zero_state(made.bundle.manifest)
+    state = initial_state(made.bundle.manifest, made.start())
     together, losses = loop.run(
         stacked([start[client] for client in counts]),
         stacked([state] * 3) if state else {},

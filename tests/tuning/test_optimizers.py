@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,28 @@ def test_state_has_no_more_than_the_optimizer_needs(
     _, kept = optimizers.step(spec, tensors, {"a": torch.ones(3)}, state, torch.tensor(0.1))
     assert set(kept) == names
     assert all(bool((value == 0).all()) for value in state.values()), "changed in place"
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_proximal_steps_are_those_on_the_loss_with_the_added_term(name: str) -> None:
+    spec = replace(spec_of(name, 0.0, 0.0), proximal=0.7)
+    plain = spec_of(name, 0.0, 0.0)
+    start = {"a": torch.tensor([1.0, -2.0, 0.5])}
+    tensors, state = dict(start), optimizers.initial_state(spec, start)
+    expected, expected_state = dict(start), optimizers.initial_state(plain, start)
+    rate = torch.tensor(0.1)
+    for _ in range(5):
+        # The gradient of sum(w^4) / 4 + mu / 2 * |w - w0|^2, by autograd.
+        held = expected["a"].clone().requires_grad_()
+        loss = held.pow(4).sum() / 4 + 0.7 / 2 * (held - start["a"]).square().sum()
+        (gradient,) = torch.autograd.grad(loss, [held])
+        expected, expected_state = optimizers.step(
+            plain, expected, {"a": gradient}, expected_state, rate
+        )
+        tensors, state = optimizers.step(spec, tensors, {"a": tensors["a"] ** 3}, state, rate)
+    torch.testing.assert_close(tensors["a"], expected["a"], rtol=0, atol=1e-6)
+    assert torch.equal(state["anchor/a"], start["a"])
+    assert not torch.allclose(tensors["a"], start["a"])
 
 
 def test_tensor_without_a_gradient_keeps_still_under_adamw() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import batch_plan
-from edge_runtime.trainer import OnnxTrainer, zero_state
+from edge_runtime.trainer import OnnxTrainer, initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of
 
 METHODS = (
@@ -50,7 +50,7 @@ def test_compiled_steps_equal_autograd_when_batches_are_ragged(
         for rows, weight in zip(indices, weights, strict=True)
     )
     trained, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
-        start, zero_state(made.bundle.manifest), steps, RATE[optimizer]
+        start, initial_state(made.bundle.manifest, made.start()), steps, RATE[optimizer]
     )
 
     unpadded = [rows[weight > 0] for rows, weight in zip(indices, weights, strict=True)]
@@ -83,7 +83,9 @@ def test_padding_changes_nothing_when_its_samples_are_others(
     for padding in (0, 5):
         rows = np.array([2, 3, padding, padding])
         step = {**batch_of(data, names, rows), "weight": np.array([1, 1, 0, 0], np.float32)}
-        results.append(loop.run(made.start(), zero_state(made.bundle.manifest), [step], 0.1))
+        results.append(
+            loop.run(made.start(), initial_state(made.bundle.manifest, made.start()), [step], 0.1)
+        )
     for name, value in results[0][0].items():
         np.testing.assert_allclose(value, results[1][0][name], rtol=0, atol=1e-7)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=1e-6)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from coordinator.sections import TrainingSection
 from edge_runtime import batch_plan
 from edge_runtime.trainer import OnnxTrainer
 from tuning.torch_trainer import TorchTrainer
@@ -34,6 +35,27 @@ def test_torch_equals_onnxruntime(
     assert evaluated == pytest.approx(by_onnx.evaluate(expected, data), abs=1e-4)
     losses, correct = by_torch.evaluate_samples(found, data)
     assert losses.shape == correct.shape == (11,)
+
+
+def test_torch_equals_onnxruntime_when_clients_are_held_near_the_start(
+    make_bundle: Callable[..., Any],
+) -> None:
+    training = TrainingSection(learning_rate=0.05, batch_size=4, proximal=5.0)
+    made, free = make_bundle("lora", training=training), make_bundle("lora")
+    _, tuned = made.recipe.build()
+    by_torch = TorchTrainer(tuned, made.recipe.training, batch_plan=batch_plan)
+    start, data = made.start(), made.data(11)
+    options = {"learning_rate": 0.05, "epochs": 2, "seed": 6}
+    found, _ = by_torch.fit(start, data, **options)
+    expected, _ = OnnxTrainer(made.bundle, threads=1).fit(start, data, **options)
+    unheld, _ = OnnxTrainer(free.bundle, threads=1).fit(start, data, **options)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+    def moved(tensors: Mapping[str, np.ndarray]) -> float:
+        return sum(float(np.square(value - start[name]).sum()) for name, value in tensors.items())
+
+    assert moved(expected) < moved(unheld)
 
 
 def test_every_fit_starts_from_the_tensors_it_is_given(make_bundle: Callable[..., Any]) -> None:

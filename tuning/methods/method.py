@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from protocol.factors import FactorPair
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -33,6 +35,7 @@ class Tuned:
             be merged and `module` itself is used.
         prepare: what must happen to a batch before `module` sees it.
         peft_config: the peft configuration that the tensors belong to, where peft has the method.
+        pairs: layers whose weight is changed by scale * up @ down, of two trainable matrices.
     """
 
     module: nn.Module
@@ -40,6 +43,7 @@ class Tuned:
     fold: Callable[[nn.Module], nn.Module] | None = None
     prepare: Callable[[Batch], Batch] = field(default=unchanged)
     peft_config: Any = None
+    pairs: tuple[FactorPair, ...] = ()
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The trainable tensors by public name, sorted, detached from any graph."""

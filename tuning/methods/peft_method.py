@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from protocol.factors import FactorPair
 from tuning.errors import MethodError
 from tuning.methods.method import Tuned
 
@@ -111,7 +112,28 @@ def attach_peft(
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    return Tuned(module=module, trainable=trainable, fold=merge_layers, peft_config=config)
+    return Tuned(
+        module=module,
+        trainable=trainable,
+        fold=merge_layers,
+        peft_config=config,
+        pairs=_factor_pairs(module) if peft_type == "LORA" else (),
+    )
+
+
+def _factor_pairs(module: nn.Module) -> tuple[FactorPair, ...]:
+    """The factors of every LoRA layer, sorted by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return tuple(
+        FactorPair(
+            down=public_name(f"{path}.lora_A.{ADAPTER}.weight"),
+            up=public_name(f"{path}.lora_B.{ADAPTER}.weight"),
+            scale=float(layer.scaling[ADAPTER]),
+        )
+        for path, layer in sorted(module.named_modules(), key=lambda item: item[0])
+        if isinstance(layer, LoraLayer)
+    )
 
 
 def _write_out_loha(module: nn.Module) -> None:
