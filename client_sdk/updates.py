@@ -122,8 +122,10 @@ def open_plan(
         tensors = codec.decode(payload, spec, spec.nbytes, seeds=seeds)
     except (ContainerError, CodecError) as error:
         raise PlanError(f"plan: {error}") from error
-    if plan.base_round:
-        tensors = _on_base(plan, tensors, _memory(memory))
+    if plan.base_round == 0:
+        tensors = {name: initial[name] + value for name, value in tensors.items()}
+    elif plan.base_round is not None:
+        tensors = _on_base(plan, plan.base_round, tensors, _memory(memory))
     if plan.keep:
         _memory(memory).save(_BROADCAST, plan.round, tensors)
     if plan.sends == "all":
@@ -134,11 +136,13 @@ def open_plan(
     return plan, {name: tensors.get(name, own.get(name, initial[name])) for name in whole.names}
 
 
-def _on_base(plan: Plan, change: Tensors, memory: ClientMemory) -> dict[str, np.ndarray]:
+def _on_base(
+    plan: Plan, base_round: int, change: Tensors, memory: ClientMemory
+) -> dict[str, np.ndarray]:
     """The tensors of the plan's base, changed as the server changed its own copy of them."""
-    base = memory.of_round(_BROADCAST, plan.base_round)
+    base = memory.of_round(_BROADCAST, base_round)
     if problem := ParamSpec.of(change).mismatch(base):
-        raise PlanError(f"plan: expected to hold the tensors of round {plan.base_round}: {problem}")
+        raise PlanError(f"plan: expected to hold the tensors of round {base_round}: {problem}")
     return {name: base[name] + value for name, value in change.items()}
 
 

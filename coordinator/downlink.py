@@ -3,7 +3,8 @@
 
 Changes compress far better than tensors. The server keeps a copy of what the clients hold, sends
 each round the encoded difference between its own tensors and that copy, and moves the copy by what
-the encoding says: what a lossy codec leaves behind stays in the difference, and is sent later.
+the encoding says: what a lossy codec leaves behind stays in the difference, and is sent later. The
+first round's changes are those since the bundle, which every client has.
 
 *Source* the server's half of Tang et al., "DoubleSqueeze", ICML 2019 (arXiv 1905.05957). A client
 that does not hold the copy of the round before gets the new one whole.
@@ -30,7 +31,7 @@ class Parcel:
 
     codec: str
     payload: bytes
-    base_round: int
+    base_round: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +45,14 @@ class Broadcast:
     whole: Parcel
     change: Parcel | None
     holders: frozenset[str]
-    """Clients that hold the base of `change`."""
+    """Clients that hold the base of `change`; before the first round all of them do."""
 
     def for_client(self, client: str) -> Parcel:
         """What that client's plan carries."""
-        held = self.change is not None and client in self.holders
-        return self.change if held and self.change is not None else self.whole
+        if self.change is None:
+            return self.whole
+        held = self.change.base_round == 0 or client in self.holders
+        return self.change if held else self.whole
 
 
 def broadcast(
@@ -67,7 +70,7 @@ def broadcast(
     Args:
         spec: of what is sent.
         tensors: the server's own, these and others.
-        copy: what clients that took part in the round before hold; {} in the first round.
+        copy: what clients that took part in the round before hold; in the first, the bundle's.
         holders: those clients.
     """
     codec = codec_named(update.downlink_codec)
@@ -77,22 +80,18 @@ def broadcast(
         return Broadcast(
             seen=codec.decode(payload, spec, spec.nbytes, seeds=seeds),
             keep=False,
-            whole=Parcel(codec=codec.name, payload=payload, base_round=0),
+            whole=Parcel(codec=codec.name, payload=payload, base_round=None),
             change=None,
             holders=frozenset(),
         )
-    change: Parcel | None = None
-    seen: Mapping[str, np.ndarray] = {name: tensors[name] for name in spec.names}
-    if copy:
-        difference = {name: tensors[name] - copy[name] for name in spec.names}
-        payload = codec.encode(difference, seeds=seeds)
-        decoded = codec.decode(payload, spec, spec.nbytes, seeds=seeds)
-        seen = {name: copy[name] + decoded[name] for name in spec.names}
-        change = Parcel(codec=codec.name, payload=payload, base_round=round - 1)
+    difference = {name: tensors[name] - copy[name] for name in spec.names}
+    payload = codec.encode(difference, seeds=seeds)
+    decoded = codec.decode(payload, spec, spec.nbytes, seeds=seeds)
+    seen = {name: copy[name] + decoded[name] for name in spec.names}
     return Broadcast(
         seen=seen,
         keep=True,
-        whole=Parcel(codec=_WHOLE, payload=codec_named(_WHOLE).encode(seen), base_round=0),
-        change=change,
+        whole=Parcel(codec=_WHOLE, payload=codec_named(_WHOLE).encode(seen), base_round=None),
+        change=Parcel(codec=codec.name, payload=payload, base_round=round - 1),
         holders=frozenset(holders),
     )

@@ -81,7 +81,7 @@ def run_rounds(
             tensors,
             job=run.hash,
             round=number,
-            copy=memory.downlink,
+            copy=memory.downlink or initial,
             holders=journal.contributors(run.hash, number - 1),
         )
         current = {**tensors, **sent.seen}

@@ -51,9 +51,9 @@ class Plan:
     max_update_bytes: int  # a longer answer is rejected; headers included
     local_steps: int = 0  # most steps of those that the epochs would take; 0: no limit
     error_feedback: bool = False  # the client adds what its codec left behind in earlier rounds
-    base_round: int = 0
-    """0: the payload holds the tensors. Else their change since this client's plan of that round.
-    """
+    base_round: int | None = None
+    """None: the payload holds the tensors. Else their change since this client's plan of that
+    round; 0: since the bundle's own tensors."""
     keep: bool = False  # the client keeps the tensors, as a later plan's base
     sends: str = "all"
     """Which tensors the payload holds, a word of `factors.CHOICES`. The client has the others from
@@ -76,7 +76,8 @@ class Plan:
         self._set_integer("seed", 0, MAX_SEED)
         self._set_integer("local_steps", 0, MAX_STEPS)
         _checks.boolean("error_feedback", self.error_feedback, error)
-        self._set_integer("base_round", 0, max(self.round - 1, 0))
+        if self.base_round is not None:
+            self._set_integer("base_round", 0, max(self.round - 1, 0))
         _checks.boolean("keep", self.keep, error)
         for name in ("sends", "trains", "shares"):
             _checks.one_of(name, getattr(self, name), CHOICES, error)

@@ -23,7 +23,13 @@ def drawn(seed: int) -> dict[str, np.ndarray]:
 def made(codec: str, downlink: str, tensors: Tensors, number: int, copy: Tensors) -> Broadcast:
     update = UpdateSection(downlink=downlink, downlink_codec=codec)
     return broadcast(
-        update, SPEC, tensors, job=JOB, round=number, copy=copy, holders=["ada"] if copy else []
+        update,
+        SPEC,
+        tensors,
+        job=JOB,
+        round=number,
+        copy=copy,
+        holders=["ada"] if number > 1 else [],
     )
 
 
@@ -36,7 +42,7 @@ def decoded(codec: str, payload: bytes, number: int) -> Tensors:
 def test_whole_tensors_are_what_every_client_sees(codec: str) -> None:
     sent = made(codec, "tensors", drawn(0), 3, drawn(1))
     parcel = sent.for_client("ada")
-    assert parcel == sent.for_client("ben") and parcel.base_round == 0 and not sent.keep
+    assert parcel == sent.for_client("ben") and parcel.base_round is None and not sent.keep
     for name, value in decoded(codec, parcel.payload, 3).items():
         assert value.tobytes() == sent.seen[name].tobytes()
 
@@ -46,7 +52,7 @@ def test_clients_with_and_without_the_base_see_the_same_bits(codec: str) -> None
     copy = drawn(1)
     sent = made(codec, "changes", drawn(0), 3, copy)
     holder, other = sent.for_client("ada"), sent.for_client("ben")
-    assert (holder.base_round, other.base_round, sent.keep) == (2, 0, True)
+    assert (holder.base_round, other.base_round, sent.keep) == (2, None, True)
     assert (holder.codec, other.codec) == (codec, "float32")
     assert len(holder.payload) < len(other.payload)
     change, whole = decoded(codec, holder.payload, 3), decoded("float32", other.payload, 3)
@@ -54,17 +60,17 @@ def test_clients_with_and_without_the_base_see_the_same_bits(codec: str) -> None
         assert (copy[name] + change[name]).tobytes() == value.tobytes() == whole[name].tobytes()
 
 
-def test_the_first_round_sends_everybody_the_tensors_whole() -> None:
-    sent = made("one-bit", "changes", drawn(0), 1, {})
-    parcel = sent.for_client("ada")
-    assert (parcel.codec, parcel.base_round) == ("float32", 0)
+def test_the_first_round_builds_on_the_bundle_that_everybody_has() -> None:
+    sent = made("one-bit", "changes", drawn(0), 1, drawn(0))
+    assert sent.for_client("ada") == sent.for_client("ben")
+    assert (sent.for_client("ada").codec, sent.for_client("ada").base_round) == ("one-bit", 0)
     for name, value in drawn(0).items():
         assert sent.seen[name].tobytes() == value.tobytes()
 
 
 def test_what_a_lossy_codec_leaves_behind_is_sent_in_later_rounds() -> None:
     goal = drawn(0)
-    copy: Tensors = made("one-bit", "changes", drawn(1), 1, {}).seen
+    copy: Tensors = made("one-bit", "changes", drawn(1), 1, drawn(1)).seen
     distances = []
     for number in range(2, 30):
         copy = made("one-bit", "changes", goal, number, copy).seen

@@ -53,7 +53,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
     magic, version, header_bytes = struct.unpack_from("<4sHI", blob)
     assert (magic, version) == (b"FLPL", 1)
     assert json.loads(blob[10 : 10 + header_bytes]) == {
-        "base_round": 0,
+        "base_round": None,
         "client": "a",
         "downlink_codec": "float32",
         "error_feedback": False,
