@@ -180,11 +180,22 @@ def _traced(function: Callable[..., Any], examples: tuple[torch.Tensor, ...]) ->
         **get_decompositions(
             [aten.silu_backward, aten.empty_permuted, aten.embedding_dense_backward]
         ),
+        aten.threshold_backward.default: _threshold_backward,
     }
     traced = make_fx(
         function, tracing_mode="fake", decomposition_table=table, _allow_non_fake_inputs=True
     )(*examples)
     return traced.eval()
+
+
+def _threshold_backward(
+    gradient: torch.Tensor, answer: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """ReLU's gradient as a product: onnxruntime selects by a mask much slower than it multiplies.
+
+    An infinite gradient becomes NaN where ReLU is off; training has failed by then either way.
+    """
+    return gradient * (answer > threshold).to(gradient.dtype)
 
 
 def _simplify(model: onnx_ir.Model) -> None:

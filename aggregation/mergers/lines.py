@@ -58,7 +58,7 @@ class LiNeS:
     def finish(self, state: MeanState) -> Merged:
         """The scaled mean."""
         require_some(self.name, state.count)
-        mean = state.sums / state.weight
+        mean = state.mean()
         layers = {name: layer_of(name) for name in state.spec.names}
         highest = max((layer for layer in layers.values() if layer is not None), default=0)
         for name, part in named(state.spec, mean):

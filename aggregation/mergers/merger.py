@@ -59,7 +59,8 @@ class Merged:
 class Merger(Protocol[State]):
     """`init`, then `add` once an update, then `finish`; a state is never changed, only replaced.
 
-    An update is a change: trained tensors less the current ones, which all clients were sent.
+    An update is a change: trained tensors less the current ones, which all clients were sent. Its
+    arrays may be kept until `finish`: they are not to be written to in between.
     """
 
     @property

@@ -52,5 +52,5 @@ class TaskArithmetic:
     def finish(self, state: MeanState) -> Merged:
         """The scaled sum. Raises: MergeError where it is beyond the tensors' types."""
         require_some(self.name, state.count)
-        mean = state.sums / state.weight
+        mean = state.mean()
         return Merged(delta=shaped(state.spec, mean * (self.scaling * state.count)))

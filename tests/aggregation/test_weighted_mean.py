@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -63,10 +64,10 @@ def test_states_and_updates_are_never_written_to(updates):
     images = []
     before = [values.tobytes() for values, _ in updates]
     for values, weight in updates:
-        images.append(states[-1].sums.tobytes())
+        images.append(states[-1].settled().tobytes())
         states.append(merger.add(states[-1], {"a": values}, weight))
     merger.finish(states[-1]).delta["a"][...] = 0
-    assert [state.sums.tobytes() for state in states[:-1]] == images
+    assert [state.settled().tobytes() for state in states[:-1]] == images
     assert [values.tobytes() for values, _ in updates] == before
     assert [state.count for state in states] == list(range(len(updates) + 1))
 
@@ -134,3 +135,37 @@ def test_init_refuses_integers():
 def test_attributes_say_what_the_coordinator_needs_to_know():
     merger = WeightedMean()
     assert (merger.sum_only, merger.exact, merger.order_independent) == (True, True, False)
+
+
+@given(st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_summing_a_few_at_a_time_gives_the_bits_of_one_after_another(count, seed):
+    rng = np.random.default_rng(seed)
+    spec = ParamSpec.of({"a": np.zeros((3, 5), "f4"), "b": np.zeros(2, "f8")})
+    merger = WeightedMean()
+    state = merger.init(spec)
+    sums, total = np.zeros(17), 0.0
+    for _ in range(count):
+        update = {"a": rng.standard_normal((3, 5), np.float32), "b": rng.standard_normal(2)}
+        weight = float(rng.integers(1, 1000)) / 7
+        state = merger.add(state, update, weight)
+        sums = sums + weight * np.concatenate([update["a"].reshape(-1), update["b"]])
+        total += weight
+    assert state.settled().tobytes() == sums.tobytes()
+    found = merger.finish(state).delta
+    np.testing.assert_array_equal(found["b"], (sums / total)[15:])
+
+
+def test_memory_does_not_grow_with_the_number_of_updates():
+    spec = ParamSpec.of({"a": np.zeros(50_000, "f4")})
+    merger = WeightedMean()
+    peaks = []
+    for count in (40, 400):
+        tracemalloc.start()
+        state = merger.init(spec)
+        for number in range(count):
+            update = {"a": np.full(50_000, number, np.float32)}
+            state = merger.add(state, update, 1.0)
+        merger.finish(state)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= 1.05 * peaks[0]
