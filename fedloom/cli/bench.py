@@ -30,6 +30,7 @@ class _Bench(StrEnum):
     SIMULATION = "simulation"
     WIRE = "wire"
     DEVICE = "device"
+    AGGREGATION = "aggregation"
 
 
 @app.command(cls=PlainCommand)
@@ -48,6 +49,12 @@ def wire(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> Non
 def device(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Start, memory and step time of a device beside torch; parity of the graphs."""
     _measure(_Bench.DEVICE, as_json=as_json, out=out, quick=quick)
+
+
+@app.command(cls=PlainCommand)
+def aggregation(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """What mergers get right, how fast they are, and what attacks leave of the accuracy."""
+    _measure(_Bench.AGGREGATION, as_json=as_json, out=out, quick=quick)
 
 
 def _measure(bench: _Bench, *, as_json: bool, out: Path | None, quick: bool) -> None:

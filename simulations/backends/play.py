@@ -18,6 +18,7 @@ from edge_runtime import batch_plan, preprocess
 from edge_runtime.bundle import Bundle
 from edge_runtime.trainer import OnnxTrainer
 from edge_runtime.training_loop import TrainingLoop
+from protocol.manifest import Manifest
 from protocol.tensors import Tensors
 from simulations.backends.cohort import CohortClients, CohortLoop
 from simulations.backends.cohort_size import cohort_size
@@ -31,14 +32,28 @@ from tuning.compiler import cohort_graph
 _MAX_WAITING_BYTES: Final = 512 * 2**20
 
 
+# What stands between the coordinator and the clients of this process, given the bundle's manifest.
+Wrap = Callable[[Serve, Manifest], Serve]
+
+
+def as_they_are(serve: Serve, manifest: Manifest) -> Serve:
+    """The clients themselves."""
+    return serve
+
+
 def play(
     setup: Setup,
     bundle: Bundle,
     run_folder: Path,
     journal: Journal,
     on_round: Callable[[RoundReport], None],
+    *,
+    wrap: Wrap = as_they_are,
 ) -> dict[str, np.ndarray]:
-    """Run all rounds of the job that the journal does not hold yet; the final tensors."""
+    """Run all rounds of the job that the journal does not hold yet; the final tensors.
+
+    `wrap` may change what clients answer; clients on Ray are beyond its reach.
+    """
     trainer = OnnxTrainer(bundle)
     test = preprocess(bundle.manifest.preprocessing, setup.federation.test)
     finals: list[Tensors] = []
@@ -72,7 +87,8 @@ def play(
             for client in setup.federation.clients
         ]
         serve, together = _local_clients(setup, bundle, trainer, clients)
-        grid = InProcessGrid([client.id for client in clients], serve)
+        names = [client.id for client in clients]
+        grid = InProcessGrid(names, wrap(serve, bundle.manifest))
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together
         rounds(FlowerLink(grid, clients=len(clients), window=window))

@@ -19,7 +19,7 @@ from coordinator.reports import RoundReport
 from coordinator.sections import SimulationSection
 from edge_runtime.bundle import Bundle, open_bundle
 from protocol.signing import new_key, public_key_hex
-from simulations.backends.play import play
+from simulations.backends.play import Wrap, as_they_are, play
 from simulations.benchmarks.figure import Figure, figure
 from simulations.clients import make_clients
 from simulations.datasets import Dataset
@@ -104,13 +104,13 @@ def signed_bundle(setup: Setup, folder: Path) -> Bundle:
     return open_bundle(made, public_key=public_key_hex(key))
 
 
-def run_job(setup: Setup, folder: Path) -> Outcome:
-    """All rounds of a job, in a fresh `folder`."""
+def run_job(setup: Setup, folder: Path, *, wrap: Wrap = as_they_are) -> Outcome:
+    """All rounds of a job, in a fresh `folder`; `wrap` as in `play`."""
     folder.mkdir(parents=True)
     bundle = signed_bundle(setup, folder)
     reports: list[RoundReport] = []
     with Journal(folder / "journal.sqlite") as journal:
-        tensors = play(setup, bundle, folder, journal, reports.append)
+        tensors = play(setup, bundle, folder, journal, reports.append, wrap=wrap)
     return Outcome(tensors=tensors, reports=tuple(reports))
 
 

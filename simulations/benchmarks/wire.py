@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedloom bench wire`: what one bit a value saves on the wire, and what it costs."""
+"""`fedloom bench wire`: what codecs save on the wire, and what they cost."""
 
 from __future__ import annotations
 
+import math
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,12 +26,21 @@ from coordinator.sections import (
 )
 from protocol.tensors import Tensors
 from protocol.update import UpdateHeader, pack_update
+from simulations.benchmarks.codecs import (
+    CANDIDATES,
+    bytes_job,
+    bytes_ratios,
+    codec_vs_zlib,
+    ternary_entropy_ratio,
+)
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import labelled, measured_if_possible, run_job
+from simulations.errors import SimulationError
 from simulations.progress import ProgressListener
 from simulations.setup import set_up
 from tuning.backbones import load_backbone
 from tuning.backbones.backbone import SHIPPED_VIT
+from tuning.errors import BackboneError
 from tuning.methods import method_named
 
 WIDTH: Final = 16
@@ -45,7 +55,7 @@ KINDS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
-    """Both of them. `quick` takes one seed and fewer rounds, and says so."""
+    """All of them. `quick` takes one seed and fewer rounds, and says so."""
     found = [
         one_bit_size_ratio(),
         measured_if_possible(
@@ -57,6 +67,22 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
             target="<= 1.5",
         ),
     ]
+    found += [ternary_entropy_ratio(), codec_vs_zlib()]
+    try:
+        found += bytes_ratios(
+            progress,
+            bytes_job(quick=quick),
+            candidates=CANDIDATES[:1] if quick else CANDIDATES,
+            seeds=(0,) if quick else (0, 1),
+        )
+    except (SimulationError, BackboneError) as missing:
+        found += [
+            figure(name, math.nan, target=target, note=str(missing))
+            for name, target in (
+                ("update_bytes_ratio", "<= 0.05"),
+                ("bytes_to_accuracy_ratio", f"<= {1 / 15:.6f}"),
+            )
+        ]
     return labelled(found) if quick else found
 
 
