@@ -116,6 +116,8 @@ def _summary(
     return {
         "name": job.job.name,
         "method": job.method.name,
+        "codec": _transport(job),
+        "merger": job.aggregation.merger + (", B only" * (job.aggregation.factors == "up")),
         "backbone": compiled.backbone,
         "dataset": setup.dataset.name,
         "partition": job.data.partition,
@@ -145,6 +147,19 @@ def _summary(
         "job": job.hash(),
         "versions": versions(),
     }
+
+
+def _transport(job: Job) -> str:
+    """How updates travel, in a few words."""
+    update = job.update
+    up = update.codec + (" with feedback" if update.error_feedback else "")
+    if update.downlink == "changes":
+        return up + (
+            ", both ways"
+            if update.codec == update.downlink_codec
+            else f", {update.downlink_codec} down"
+        )
+    return up
 
 
 def _per_client(setup: Setup, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:

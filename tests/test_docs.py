@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from fedloom.job_reference import job_reference
+from fedloom.update_reference import update_reference
 from protocol.rejection import RejectionCode
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +16,11 @@ ROOT = Path(__file__).parents[1]
 def test_job_page_lists_every_key_as_the_code_has_it() -> None:
     page = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
     assert page == job_reference(), "run: python -m fedloom.job_reference > docs/jobs.md"
+
+
+def test_page_on_updates_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "updates.md").read_text(encoding="utf-8")
+    assert page == update_reference(), "run: python -m fedloom.update_reference > docs/updates.md"
 
 
 def test_rejection_page_explains_every_code() -> None:

@@ -114,6 +114,7 @@ def to_document(records: Sequence[RunRecord]) -> dict[str, Any]:
                 "name": record.name,
                 "folder": str(record.folder),
                 "method": record.summary["method"],
+                **{key: record.summary.get(key) for key in _TRANSPORT.values()},
                 **{key: record.summary.get(key) for key in (*_CONDITIONS, *_FIGURES)},
                 "rejections": record.rejections,
                 "curve": [
@@ -138,18 +139,25 @@ def differing(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-HEADER = (
-    "run", "method", "accuracy", "bytes up", "bytes down", "client compute", "samples/s", "time",
-    "trained",
-)  # fmt: skip
+_FIRST = ("run", "method")
+# How updates travel and are merged: shown where runs differ in it.
+_TRANSPORT = {"codec": "codec", "merger": "merger"}
+_CELLS = ("accuracy", "bytes up", "bytes down", "client compute", "samples/s", "time", "trained")
+
+
+def header_of(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """The names of the table's columns."""
+    return (*_FIRST, *_shown(records), *_CELLS)
 
 
 def rows_of(records: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     """The cells of the table, as text."""
+    shown = _shown(records)
     return [
         (
             record.name,
             str(s["method"]),
+            *(str(s.get(_TRANSPORT[key], "")) for key in shown),
             "–" if s["accuracy"] is None else f"{100 * s['accuracy']:.1f} %",
             bytes_text(s["uplink_bytes"]),
             bytes_text(s["downlink_bytes"]),
@@ -163,11 +171,21 @@ def rows_of(records: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     ]
 
 
+def _shown(records: Sequence[RunRecord]) -> list[str]:
+    return [
+        name
+        for name, key in _TRANSPORT.items()
+        if len({str(record.summary.get(key, "")) for record in records}) > 1
+    ]
+
+
 def to_table(records: Sequence[RunRecord]) -> str:
     """The table for a terminal or a log."""
-    rows = [HEADER, *rows_of(records)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    aligned = [[str.ljust, str.rjust][i > 1] for i in range(len(HEADER))]
+    header = header_of(records)
+    rows = [header, *rows_of(records)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    words = len(header) - len(_CELLS)
+    aligned = [[str.ljust, str.rjust][i >= words] for i in range(len(header))]
     lines = [
         "  ".join(
             align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)
@@ -194,7 +212,11 @@ def _body(runs: Sequence[tuple[str, RunRecord]]) -> str:
         [
             f"<h1>{len(runs)} runs compared</h1>",
             f'<p class="lead">{escape(_conditions(records))}</p>',
-            section("Figures", note, table(HEADER, rows, words=2)),
+            section(
+                "Figures",
+                note,
+                table(header_of(records), rows, words=len(header_of(records)) - len(_CELLS)),
+            ),
             section("Accuracy", "Global model on the test set.", charts, wide=True)
             if charts
             else "",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,20 @@ def test_examples_hold_a_job_for_every_method() -> None:
 def test_example_is_a_valid_job_named_like_its_file(path: Path) -> None:
     job = load_job(path)
     assert job.job.name == path.stem
-    assert path.stem.endswith(job.method.name)
+    assert path.stem.endswith(job.method.name) or path.stem.startswith("updates-")
 
 
 def test_digits_jobs_differ_in_method_and_training_only() -> None:
     jobs = [load_job(EXAMPLES / f"digits-{method}.toml") for method in DIGITS]
     assert len({(job.data, job.backbone, job.job.seed, job.rounds) for job in jobs}) == 1
     assert {job.method.name for job in jobs} == set(DIGITS)
+
+
+def test_updates_jobs_differ_in_how_updates_travel_and_are_merged_only() -> None:
+    jobs = [load_job(path) for path in JOBS if path.stem.startswith("updates-")]
+    assert len(jobs) == 5
+    plain = jobs[0]
+    for job in jobs:
+        alike = replace(job, job=plain.job, update=plain.update, aggregation=plain.aggregation)
+        assert alike == plain
+    assert len({(job.update.codec, job.aggregation.merger) for job in jobs}) == 5
