@@ -19,7 +19,16 @@ import pytest
 
 from coordinator.job import Job, dump_job
 from coordinator.sections import MethodSpec, RoundsSection
-from simulations.benchmarks import accuracy, command, device, parity, simulation, throughput, wire
+from simulations.benchmarks import (
+    accuracy,
+    aggregation,
+    command,
+    device,
+    parity,
+    simulation,
+    throughput,
+    wire,
+)
 from simulations.benchmarks.device_start import device_start
 from simulations.benchmarks.device_step import SMALL, device_step_ratio
 from simulations.benchmarks.figure import Figure, figure
@@ -304,18 +313,27 @@ def test_every_figure_of_the_table_is_measured(
         monkeypatch.setattr(simulation, name, named(name))
     both = named("cohort_vs_sequential", "cohort_vs_central")
     monkeypatch.setattr(simulation, "throughput", both)
-    monkeypatch.setattr(wire, "one_bit_accuracy_gap", named("one_bit_accuracy_gap"))
+    for name in ("one_bit_accuracy_gap", "ternary_entropy_ratio", "codec_vs_zlib"):
+        monkeypatch.setattr(wire, name, named(name))
+    both = named("update_bytes_ratio", "bytes_to_accuracy_ratio")
+    monkeypatch.setattr(wire, "bytes_ratios", both)
+    for name in ("exact_merge_error", "merge_vs_copy", "attack_worst_accuracy"):
+        monkeypatch.setattr(aggregation, name, named(name))
     both = named("device_start_ratio", "device_memory_ratio")
     monkeypatch.setattr(device, "device_start", both)
     monkeypatch.setattr(device, "device_step_ratio", named("device_step_ratio"))
     found = [
-        made for bench in (simulation, wire, device) for made in bench.figures(QUIET, quick=quick)
+        made
+        for bench in (simulation, wire, device, aggregation)
+        for made in bench.figures(QUIET, quick=quick)
     ]
     assert [made.name for made in found] == [
         "onnx_parity", "cohort_parity", "cohort_vs_sequential", "cohort_vs_central",
         "cohort_vs_flower", "cohort_memory_mb", "demo_accuracy", "help_seconds",
         "text_central_gap", "central_gap", "one_bit_size_ratio", "one_bit_accuracy_gap",
+        "ternary_entropy_ratio", "codec_vs_zlib", "update_bytes_ratio", "bytes_to_accuracy_ratio",
         "device_start_ratio", "device_memory_ratio", "device_step_ratio",
+        "exact_merge_error", "merge_vs_copy", "attack_worst_accuracy",
     ]  # fmt: skip
     assert all(made.note.startswith("QUICK") for made in found) is quick
 

@@ -30,6 +30,8 @@ def fake_run(
     domains: tuple[str, ...] = (),
     rejected: int = 0,
     seed: int = 0,
+    codec: str = "float32",
+    merger: str = "weighted-mean",
 ) -> Path:
     """A run directory as the round loop leaves it, with figures of a plausible shape."""
     rng = np.random.default_rng(seed)
@@ -73,6 +75,8 @@ def fake_run(
     summary = {
         "name": name,
         "method": method,
+        "codec": codec,
+        "merger": merger,
         "backbone": "vit-small-28",
         "dataset": "digits",
         "partition": "dirichlet:0.3",
@@ -272,6 +276,16 @@ def test_comparison_says_what_differs(tmp_path: Path) -> None:
     assert differing([a, b]) == ["clients", "seed"]
     assert "compare with care" in to_table([a, b])
     assert to_document([a, b])["differing"] == ["clients", "seed"]
+
+
+def test_comparison_shows_codec_and_merger_where_they_differ(tmp_path: Path) -> None:
+    a = read_run(fake_run(tmp_path / "a", codec="float32", merger="weighted-mean"))
+    b = read_run(fake_run(tmp_path / "b", codec="one-bit", merger="weighted-mean"))
+    header, _, first, second = to_table([a, b]).splitlines()[:4]
+    assert header.split()[:3] == ["run", "method", "codec"] and "merger" not in header
+    assert "float32" in first and "one-bit" in second
+    assert "codec" not in to_table([a, a])
+    assert [run["codec"] for run in to_document([a, b])["runs"]] == ["float32", "one-bit"]
 
 
 def test_prepare_makes_names_unique_and_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
