@@ -136,8 +136,15 @@ def save_vit_base(folder: Path) -> Path:
     """A ViT-B/16 for 224x224 images with random weights, as a Hugging Face folder of 330 MB."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
+    from transformers.utils import logging
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ViTForImageClassification(ViTConfig(num_labels=CLASSES)).save_pretrained(folder)
+    progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would be drawn across ours
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            ViTForImageClassification(ViTConfig(num_labels=CLASSES)).save_pretrained(folder)
+    finally:
+        if progress:
+            logging.enable_progress_bar()
     return folder
