@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -28,55 +28,48 @@ def build(
     *,
     context: Mapping[str, object] = MappingProxyType({}),
 ) -> Kind:
-    """The object that `text` names; `context` gives fields that no name can set, where a class has
-    them. Raises: `error`; what the class itself raises."""
+    """The object that `text` names; `context` gives fields that the text cannot set, where a class
+    has them. Raises: `error`; what the class itself raises."""
     given_text: object = text
     name, colon, rest = text.partition(":") if isinstance(given_text, str) else ("", "", "")
     if name not in kinds:
-        known = ", ".join(form(kind_name, kind) for kind_name, kind in kinds.items())
+        known = ", ".join(form(kind_name, kind, context) for kind_name, kind in kinds.items())
         raise error(f"{what}: expected one of {known}, found {text!r}")
     kind = kinds[name]
-    fields = settings(kind)
+    fields = settings(kind, context)
     words = [word.strip() for word in rest.split(",")] if colon else []
     given: dict[str, object] = {}
     for word in words:
         field, value = _assigned(word, fields, given)
         if field is None or field.name in given:
-            allowed = form(name, kind)
+            allowed = form(name, kind, context)
             raise error(f"{what}: expected {allowed}, found {text!r} ({word!r} has no place)")
         given[field.name] = _value(what, text, field, value, error)
     missing = [field.name for field in fields if field.name not in given and _is_needed(field)]
     if missing:
-        raise error(f"{what}: expected {form(name, kind)}, found {text!r} without {missing[0]}")
+        allowed = form(name, kind, context)
+        raise error(f"{what}: expected {allowed}, found {text!r} without {missing[0]}")
     fitting = {field.name for field in dataclasses.fields(kind)} & context.keys()  # type: ignore[arg-type]
     return kind(**given, **{field_name: context[field_name] for field_name in fitting})
 
 
-def settings(kind: type) -> list[dataclasses.Field[object]]:
-    """The fields that a name may set; others hold what only code can give (`context`)."""
-    return [field for field in dataclasses.fields(kind) if field.type in _SETTING_TYPES]
+def settings(kind: type, reserved: Container[str] = ()) -> list[dataclasses.Field[object]]:
+    """The fields that a text may set: plain values, but for those in `reserved`."""
+    return [
+        field
+        for field in dataclasses.fields(kind)
+        if field.type in _SETTING_TYPES and field.name not in reserved
+    ]
 
 
-def form(name: str, kind: type) -> str:
+def form(name: str, kind: type, reserved: Container[str] = ()) -> str:
     """How the name is written: `ternary:DENSITY[,SCALE]`."""
-    fields = settings(kind)
+    fields = settings(kind, reserved)
     needed = [field.name.upper() for field in fields if _is_needed(field)]
     optional = [_word(field) for field in fields if not _is_needed(field)]
     tail = ",".join(needed) + "".join(f"[,{word}]" for word in optional)
     tail = tail if needed else tail.replace("[,", "[:", 1)
     return f"{name}:{tail}" if needed else f"{name}{tail}"
-
-
-def text_of(name: str, thing: object) -> str:
-    """The canonical text of an object: `build` makes an equal one of it."""
-    words = []
-    for field in settings(type(thing)):
-        value = getattr(thing, field.name)
-        if _is_needed(field):
-            words.append(_shown(value))
-        elif value != field.default:
-            words.append(_word(field) if value is True else f"{field.name}={_shown(value)}")
-    return f"{name}:{','.join(words)}" if words else name
 
 
 def _is_needed(field: dataclasses.Field[object]) -> bool:
@@ -85,10 +78,6 @@ def _is_needed(field: dataclasses.Field[object]) -> bool:
 
 def _word(field: dataclasses.Field[object]) -> str:
     return field.name.removeprefix("per_") if field.type == "bool" else field.name.upper()
-
-
-def _shown(value: object) -> str:
-    return format(value, ".12g") if isinstance(value, float) else str(value)
 
 
 def _assigned(

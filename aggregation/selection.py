@@ -4,7 +4,6 @@ names and classes meet, as `codecs.codec_named` is for codecs."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Final
 
 from aggregation.errors import MergeError
@@ -26,7 +25,7 @@ from aggregation.mergers import (
     UniformSoup,
     WeightedMean,
 )
-from aggregation.naming import build, form, settings
+from aggregation.naming import build, form
 from aggregation.robust import (
     Bulyan,
     CentredClipping,
@@ -87,17 +86,23 @@ SERVER_OPTIMIZERS: Final[dict[str, type[ServerOptimizer]]] = {
     "yogi": FedYogi,
     "adagrad": FedAdagrad,
 }
-# Set by keys of their own in a job file.
-_OWN_KEYS: Final = ("learning_rate", "adaptivity")
 _SOME_PAIR: Final = (FactorPair(down="down", up="up", scale=1.0),)
 
 
-def merger_named(text: str, pairs: tuple[FactorPair, ...] = _SOME_PAIR) -> Merger[Any]:
+def merger_named(text: str, pairs: tuple[FactorPair, ...]) -> Merger[Any]:
     """The merger that a job file names, for tensors among which are `pairs` of factors.
 
     Raises: MergeError for a name or setting that there is not, or a low-rank merger without pairs.
     """
     return build("merger", MERGERS, text, MergeError, context={"pairs": pairs})
+
+
+def described_merger(text: str) -> Merger[Any]:
+    """The merger that a job file names, to be looked at: its pairs are made up.
+
+    Raises: MergeError for a name or setting that there is not.
+    """
+    return merger_named(text, _SOME_PAIR)
 
 
 def fewest_updates(merger: Merger[Any]) -> int:
@@ -111,34 +116,20 @@ def fewest_updates(merger: Merger[Any]) -> int:
             return 1
 
 
-def server_optimizer_named(text: str, **own: float) -> ServerOptimizer:
-    """The server optimizer that a job file names; `own`: learning_rate and adaptivity.
+def server_optimizer_named(
+    text: str, *, learning_rate: float = 0.01, adaptivity: float = 1e-3
+) -> ServerOptimizer:
+    """The server optimizer that a job file names; rate and adaptivity have keys of their own there.
 
-    Raises: MergeError for a name or setting that there is not, or one that `own` gives.
+    Raises: MergeError for a name or setting that there is not.
     """
-    name = text.partition(":")[0]
-    if name in SERVER_OPTIMIZERS:
-        words = text.partition(":")[2].replace(" ", "")
-        known = {field.name for field in settings(SERVER_OPTIMIZERS[name])}
-        for key in _OWN_KEYS:
-            if f"{key}=" in words:
-                raise MergeError(f"server optimizer: {key} has a key of its own, found {text!r}")
-        if words and any("=" not in word for word in words.split(",") if word not in known):
-            raise MergeError(f"server optimizer: expected settings by name, found {text!r}")
-    optimizer = build("server optimizer", SERVER_OPTIMIZERS, text, MergeError)
-    fields = {field.name for field in settings(type(optimizer))}
-    given: dict[str, Any] = {key: value for key, value in own.items() if key in fields}
-    return dataclasses.replace(optimizer, **given)  # type: ignore[type-var]
+    own = {"learning_rate": learning_rate, "adaptivity": adaptivity}
+    return build("server optimizer", SERVER_OPTIMIZERS, text, MergeError, context=own)
 
 
-def _own_settings(kind: type) -> list[str]:
-    names = (field.name for field in settings(kind))
-    return [f"{name}=..." for name in names if name not in _OWN_KEYS]
-
-
-MERGER_FORMS: Final = tuple(form(name, kind) for name, kind in MERGERS.items())
+MERGER_FORMS: Final = tuple(form(name, kind, ("pairs",)) for name, kind in MERGERS.items())
 """How each is written in a job file, settings included."""
 SERVER_FORMS: Final = tuple(
-    f"{name}[:{','.join(own)}]" if (own := _own_settings(kind)) else name
-    for name, kind in SERVER_OPTIMIZERS.items()
+    form(name, kind, ("learning_rate", "adaptivity")) for name, kind in SERVER_OPTIMIZERS.items()
 )
+"""As `MERGER_FORMS`."""

@@ -171,15 +171,15 @@ def close_update(
     """
     if problem := ParamSpec.of(start).mismatch(trained):
         raise TrainingError(f"trained tensors: {problem}")
-    for name, value in trained.items():
+    change = {name: trained[name] - before for name, before in start.items()}
+    for name, value in change.items():
         if not np.isfinite(value).all():
             raise TrainingError(
                 f'trained tensor "{name}" is not finite; '
                 f"the learning rate {plan.learning_rate:g} may be too high"
             )
     spec, pairs = manifest.trainable, manifest.pairs
-    shared = chosen(plan.shares, spec, pairs).names
-    delta = {name: trained[name] - start[name] for name in shared}
+    delta = {name: change[name] for name in chosen(plan.shares, spec, pairs).names}
     own = {
         name: trained[name] for name in chosen(plan.trains, spec, pairs).names if name not in delta
     }

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aggregation.selection import LOW_RANK, fewest_updates, merger_named
+from aggregation.selection import LOW_RANK, described_merger, fewest_updates
 from coordinator.errors import Fault, JobError
 from coordinator.sections import (
     IMAGE_BACKBONES,
@@ -256,7 +256,7 @@ def _combination_faults(job: Job) -> list[Fault]:
             else f'method "{method.name}" has no pairs of factors'
         )
         fault("aggregation.factors", aggregation.factors, words)
-    least = fewest_updates(merger_named(aggregation.merger))
+    least = fewest_updates(described_merger(aggregation.merger))
     if per_round < least:
         words = f"expected a rule for the {per_round} clients of a round, this one needs {least}"
         fault("aggregation.merger", aggregation.merger, words)

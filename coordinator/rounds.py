@@ -33,6 +33,7 @@ from coordinator.job import Job, dump_job
 from coordinator.journal import Journal, UpdateEntry
 from coordinator.link import Failure, Link, Outgoing
 from coordinator.reports import RoundReport
+from coordinator.server_memory import ServerMemory
 from protocol.factors import FactorPair, chosen
 from protocol.plan import Plan, pack_plan
 from protocol.rejection import Rejection, RejectionCode
@@ -65,11 +66,16 @@ def run_rounds(
     """
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
-    run = _Run(job=job, hash=job.hash(), spec=spec, pairs=pairs, link=link)
+    merger = merger_named(job.aggregation.merger, pairs)
+    run = _Run(job=job, hash=job.hash(), spec=spec, pairs=pairs, merger=merger, link=link)
     optimizer = server_optimizer(job)
     done, tensors = journal.open_run(run.hash, dump_job(job), initial)
     moments = journal.moments(run.hash, done)
-    memory = _Memory.parted(moments) if moments else _Memory(optimizer=optimizer.init(spec).moments)
+    memory = (
+        ServerMemory.parted(moments)
+        if moments
+        else ServerMemory(optimizer=optimizer.init(spec).moments)
+    )
     for number in range(done + 1, job.rounds.count + 1):
         started = clock()
         journal.begin_round(run.hash, number)
@@ -214,11 +220,8 @@ class _Run:
     hash: str
     spec: ParamSpec
     pairs: tuple[FactorPair, ...]
+    merger: Merger[Any]
     link: Link
-
-    @property
-    def merger(self) -> Merger[Any]:
-        return merger_named(self.job.aggregation.merger, self.pairs)
 
     def roles(self, memory: Tensors) -> Roles:
         """Which tensors the round is about that starts from the merger's memory."""
@@ -235,32 +238,6 @@ class _Run:
     @property
     def uplink(self) -> Codec:
         return codec_named(self.job.update.codec)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """What the server remembers between rounds beside the tensors, each part by name."""
-
-    optimizer: Mapping[str, np.ndarray] = field(default_factory=dict)
-    merger: Mapping[str, np.ndarray] = field(default_factory=dict)
-    downlink: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def joined(self) -> dict[str, np.ndarray]:
-        """All of it, as the journal keeps it."""
-        return {
-            f"{part}/{name}": array
-            for part in ("optimizer", "merger", "downlink")
-            for name, array in getattr(self, part).items()
-        }
-
-    @classmethod
-    def parted(cls, arrays: Mapping[str, np.ndarray]) -> _Memory:
-        """The inverse of `joined`."""
-        parts: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "merger": {}, "downlink": {}}
-        for name, array in arrays.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = array
-        return cls(**parts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -298,13 +275,13 @@ def _fit(
     Gives the merger's state as well. `current`: all tensors, as clients start from them.
     """
     answers = _Answers()
-    merger = run.merger
-    merged = merger.init(run.spec, current=current, memory=memory)
+    merged = run.merger.init(run.spec, current=current, memory=memory)
+    shared = run.part(roles.shares)
     # What clients do not share has not changed.
     still = {
         name: np.zeros(entry.shape, entry.dtype)
         for name, entry in run.spec.entries
-        if name not in run.part(roles.shares)
+        if name not in shared
     }
     uniform = run.job.aggregation.weighting == "uniform"
     for admitted, size in _exchange(run, number, "fit", clients, roles, sent, answers):
@@ -312,7 +289,7 @@ def _fit(
         weight = 1.0 if uniform else float(header.samples)
         try:
             update = {**admitted.delta, **still}
-            merged = merger.add(merged, update, weight, client=header.client)
+            merged = run.merger.add(merged, update, weight, client=header.client)
         except MergeError as error:
             code, reason = RejectionCode.NOT_FINITE, str(error)
             answers.rejections.append(

@@ -19,7 +19,7 @@ from aggregation.errors import AggregationError
 from aggregation.selection import (
     MERGER_FORMS,
     SERVER_FORMS,
-    merger_named,
+    described_merger,
     server_optimizer_named,
 )
 from coordinator.errors import Fault, JobError
@@ -340,7 +340,7 @@ class AggregationSection:
         _check(self, "aggregation")
         faults = []
         for key, check in (
-            ("merger", merger_named),
+            ("merger", described_merger),
             ("server_optimizer", server_optimizer_named),
         ):
             value = getattr(self, key)

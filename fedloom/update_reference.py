@@ -37,9 +37,9 @@ This page is made from the code by `python -m fedloom.update_reference`; a test 
 ## Choosing a codec
 
 - **Nothing to save**: `float32`, or `float16` for half of it at no loss that a run would show.
-- **A third to an eighth, no state on the client**: `int8` and `int4`. Rounding is random and right
-  on average, so that errors of many clients cancel. `:channel` costs four bytes a row and helps
-  where rows differ in size.
+- **A quarter to an eighth, no state on the client**: `int8` and `int4`. Rounding is random and
+  right on average, so that errors of many clients cancel. `:channel` costs four bytes a row and
+  helps where rows differ in size.
 - **A thirtieth or less**: `one-bit` or `ternary`, with `error_feedback = true`: a client keeps what
   its codec left behind and adds it to its next update. Without it what is small never arrives. The
   scale `mean` (of the survivors) suits error feedback; `std` is ComPEFT's, made for one transfer.
@@ -103,11 +103,11 @@ _TRAFFIC = {"all": "all", "up": "rd", "down": "rk", "down-only": "rk"}
 def update_reference() -> str:
     """The page, in Markdown."""
     from aggregation.mergers import roles_of
-    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, merger_named
+    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, described_merger
 
     lines = [_HEAD + "\n".join(_codec_rows()), _MERGERS.rstrip("\n")]
     for name, kind in MERGERS.items():
-        merger: Any = merger_named(name)
+        merger: Any = described_merger(name)
         roles = roles_of(merger)
         words = [
             f"`{name}`",

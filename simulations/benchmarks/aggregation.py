@@ -21,9 +21,7 @@ from aggregation.mergers import (
     Merged,
     Merger,
     RoLoRA,
-    WeightedMean,
 )
-from aggregation.mergers.merger import NOTHING
 from aggregation.selection import merger_named
 from protocol.factors import FactorPair
 from protocol.tensors import ParamSpec, Tensors
@@ -199,9 +197,8 @@ def _large_update(spec: ParamSpec, seed: int) -> dict[str, np.ndarray]:
 
 
 def _merge_seconds(merger: Merger[Any], spec: ParamSpec, held: list[Tensors], count: int) -> float:
-    current = held[0] if not isinstance(merger, WeightedMean) else NOTHING
     started = time.perf_counter()
-    state = merger.init(spec, current=current)
+    state = merger.init(spec, current=held[0])
     for number in range(count):
         state = merger.add(state, held[number % len(held)], 1.0 + number % 7, client=str(number))
     merger.finish(state)

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aggregation.errors import MergeError
-from aggregation.naming import build, form, text_of
+from aggregation.naming import build, form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +80,16 @@ def test_a_text_that_names_nothing_is_refused(text: str, message: str) -> None:
         made(text)
 
 
-@given(
-    st.floats(1e-6, 1), st.sampled_from(["std", "mean"]), st.sampled_from([1.0, 2.5]), st.booleans()
-)
-def test_the_canonical_text_makes_the_same_object(
-    density: float, scale: str, alpha: float, channel: bool
-) -> None:
-    sparse = Sparse(
-        density=float(format(density, ".12g")), scale=scale, alpha=alpha, per_channel=channel
-    )
-    assert made(text_of("sparse", sparse)) == sparse
+def test_what_the_context_gives_no_text_can_set() -> None:
+    context = {"alpha": 2.0, "size": 9}
+    sparse = build("codec", KINDS, "sparse:0.1", MergeError, context=context)
+    assert sparse == Sparse(density=0.1, alpha=2.0)
+    assert build("codec", KINDS, "plain", MergeError, context=context) == Plain()
+    with pytest.raises(MergeError, match=r"expected sparse:DENSITY\[,SCALE\]\[,channel\], found"):
+        build("codec", KINDS, "sparse:0.1,alpha=3", MergeError, context=context)
 
 
 def test_the_form_shows_what_is_needed_and_what_is_not() -> None:
     assert form("sparse", Sparse) == "sparse:DENSITY[,SCALE][,ALPHA][,channel]"
     assert form("trim", Trim) == "trim[:COUNT]"
     assert form("plain", Plain) == "plain"
-    assert text_of("trim", Trim()) == "trim"
-    assert text_of("trim", Trim(count=5)) == "trim:count=5"

@@ -13,6 +13,7 @@ from coordinator.sections import (
     AggregationSection,
     RoundsSection,
     SimulationSection,
+    TrainingSection,
     UpdateSection,
 )
 
@@ -102,3 +103,15 @@ def test_compressed_rounds_agree_on_cohorts_and_in_turn(
     # A code may flip where two engines differ in the last bit, so that only nearness is asked.
     for name, value in played[0].tensors.items():
         assert np.abs(value - played[2].tensors[name]).max() < 0.05
+
+
+@pytest.mark.slow
+def test_clients_held_near_the_start_agree_on_cohorts_and_in_turn(
+    play_rounds: Callable[..., Any],
+) -> None:
+    training = TrainingSection(learning_rate=0.05, batch_size=4, proximal=5.0)
+    options = {"training": training, "rounds": RoundsSection(count=2)}
+    same(
+        play_rounds(simulation=COHORT, **options).tensors,
+        play_rounds(simulation=IN_TURN, **options).tensors,
+    )

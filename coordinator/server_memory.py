@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server remembers between rounds beside the tensors, as named arrays for the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerMemory:
+    """Each part by the names that its owner gives."""
+
+    optimizer: Mapping[str, np.ndarray] = field(default_factory=dict)
+    merger: Mapping[str, np.ndarray] = field(default_factory=dict)
+    downlink: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What clients hold that took part in the last round; {} where plans hold whole tensors."""
+
+    def joined(self) -> dict[str, np.ndarray]:
+        """All of it under `part/name`."""
+        return {
+            f"{part.name}/{name}": array
+            for part in fields(self)
+            for name, array in getattr(self, part.name).items()
+        }
+
+    @classmethod
+    def parted(cls, arrays: Mapping[str, np.ndarray]) -> ServerMemory:
+        """The inverse of `joined`."""
+        parts: dict[str, dict[str, np.ndarray]] = {part.name: {} for part in fields(cls)}
+        for key, array in arrays.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = array
+        return cls(**parts)
