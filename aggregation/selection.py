@@ -12,10 +12,13 @@ from aggregation.mergers import (
     OPCM,
     TIES,
     Breadcrumbs,
+    FedExLoRA,
     FedIT,
     FedSALoRA,
     FFALoRA,
     FlexLoRA,
+    FLoRA,
+    GreedySoup,
     HetLoRA,
     LiNeS,
     LoRAFair,
@@ -25,6 +28,7 @@ from aggregation.mergers import (
     UniformSoup,
     WeightedMean,
 )
+from aggregation.mergers.greedy_soup import Evaluate
 from aggregation.naming import build, form
 from aggregation.robust import (
     Bulyan,
@@ -63,7 +67,9 @@ LOW_RANK: Final[dict[str, type[Merger[Any]]]] = {
     "ffa-lora": FFALoRA,
     "fedsa-lora": FedSALoRA,
     "rolora": RoLoRA,
+    "flora": FLoRA,
     "flexlora": FlexLoRA,
+    "fedex-lora": FedExLoRA,
     "lora-fair": LoRAFair,
     "hetlora": HetLoRA,
 }
@@ -76,6 +82,7 @@ MERGERS: Final[dict[str, type[Merger[Any]]]] = {
     "breadcrumbs": Breadcrumbs,
     "lines": LiNeS,
     "uniform-soup": UniformSoup,
+    "greedy-soup": GreedySoup,
     "opcm": OPCM,
     **ROBUST,
 }
@@ -89,20 +96,40 @@ SERVER_OPTIMIZERS: Final[dict[str, type[ServerOptimizer]]] = {
 _SOME_PAIR: Final = (FactorPair(down="down", up="up", scale=1.0),)
 
 
-def merger_named(text: str, pairs: tuple[FactorPair, ...]) -> Merger[Any]:
-    """The merger that a job file names, for tensors among which are `pairs` of factors.
+def merger_named(
+    text: str, pairs: tuple[FactorPair, ...], evaluate: Evaluate | None = None
+) -> Merger[Any]:
+    """The merger that a job file names, for tensors among which are `pairs` of factors; `evaluate`
+    gives an accuracy to choose by.
 
-    Raises: MergeError for a name or setting that there is not, or a low-rank merger without pairs.
+    Raises: MergeError for a name or setting that there is not, a low-rank merger without pairs, or
+    a greedy soup without `evaluate`.
     """
-    return build("merger", MERGERS, text, MergeError, context={"pairs": pairs})
+    context = {"pairs": pairs, "evaluate": evaluate}
+    return build("merger", MERGERS, text, MergeError, context=context)
 
 
 def described_merger(text: str) -> Merger[Any]:
-    """The merger that a job file names, to be looked at: its pairs are made up.
+    """The merger that a job file names, to be looked at: its pairs and accuracies are made up.
 
     Raises: MergeError for a name or setting that there is not.
     """
-    return merger_named(text, _SOME_PAIR)
+    return merger_named(text, _SOME_PAIR, lambda tensors: 0.0)
+
+
+def moves_base(merger: Merger[Any]) -> bool:
+    """Whether it changes frozen weights, which is right only if its delta is applied as it is."""
+    return isinstance(merger, FLoRA | FedExLoRA)
+
+
+def mixes_ranks(merger: Merger[Any]) -> bool:
+    """Whether updates of factors of smaller ranks than the spec's may be among the others."""
+    return bool(getattr(merger, "mixed_ranks", False))
+
+
+def needs_accuracy(merger: Merger[Any]) -> bool:
+    """Whether it chooses by an accuracy, on samples that nothing else is measured on."""
+    return isinstance(merger, GreedySoup)
 
 
 def fewest_updates(merger: Merger[Any]) -> int:
@@ -127,7 +154,9 @@ def server_optimizer_named(
     return build("server optimizer", SERVER_OPTIMIZERS, text, MergeError, context=own)
 
 
-MERGER_FORMS: Final = tuple(form(name, kind, ("pairs",)) for name, kind in MERGERS.items())
+MERGER_FORMS: Final = tuple(
+    form(name, kind, ("pairs", "evaluate")) for name, kind in MERGERS.items()
+)
 """How each is written in a job file, settings included."""
 SERVER_FORMS: Final = tuple(
     form(name, kind, ("learning_rate", "adaptivity")) for name, kind in SERVER_OPTIMIZERS.items()

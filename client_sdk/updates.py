@@ -3,34 +3,28 @@
 
 `respond` is the whole of it for one client. A simulator that trains many clients at once calls the
 two halves around its own training: `open_plan`, and `close_update` or `close_evaluation`.
-
-A client without a memory takes part in jobs that need none. With one it may be sent changes in
-place of whole tensors, and adds to each update what the codec left behind in earlier ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from aggregation.codecs import codec_named, round_seeds
 from aggregation.codecs.error_feedback import encode_with_feedback
-from aggregation.errors import CodecError
 from client_sdk.errors import PlanError, TrainingError
 from client_sdk.memory import ClientMemory
-from protocol.errors import ContainerError
-from protocol.factors import chosen
+from client_sdk.scaffold import next_control
+from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, Work, needed, open_plan
+from edge_runtime.batches import step_count
+from protocol.controls import joined
+from protocol.factors import chosen, cut
 from protocol.manifest import Manifest
-from protocol.plan import MAX_PLAN_OVERHEAD, Plan, unpack_plan
+from protocol.plan import Plan
 from protocol.tensors import ParamSpec, Tensors
 from protocol.update import UpdateHeader, pack_update
-
-# Kinds of what a client keeps.
-_RESIDUAL: Final = "residual"
-_BROADCAST: Final = "broadcast"
-_PERSONAL: Final = "personal"
 
 
 class Trainer(Protocol):
@@ -46,11 +40,16 @@ class Trainer(Protocol):
         most_steps: int,
         seed: int,
         frozen: Collection[str],
+        correction: Tensors,
+        offset: Tensors,
     ) -> tuple[Tensors, Mapping[str, float]]:
-        """Trained tensors, and metrics ("loss"); those named in `frozen` as they were."""
+        """Trained tensors, and metrics ("loss"); those named in `frozen` as they were.
+
+        `correction` and `offset` as in `Work`.
+        """
         ...
 
-    def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
+    def evaluate(self, tensors: Tensors, data: Tensors, *, offset: Tensors) -> Mapping[str, float]:
         """Metrics ("loss", "accuracy")."""
         ...
 
@@ -72,24 +71,26 @@ def respond(
 
     Raises: PlanError, TrainingError; whatever the trainer raises.
     """
-    plan, start = open_plan(plan_blob, bundle_manifest, initial, memory)
+    work = open_plan(plan_blob, bundle_manifest, initial, memory)
+    plan = work.plan
     if plan.client != client:
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
-        metrics = trainer.evaluate(start, data_held_out) if samples else {}
+        metrics = trainer.evaluate(work.start, data_held_out, offset=work.offset) if samples else {}
         return close_evaluation(plan, metrics, samples)
     trained, metrics = trainer.fit(
-        start,
+        work.start,
         data_fit,
         learning_rate=plan.learning_rate,
         epochs=plan.local_epochs,
         most_steps=plan.local_steps,
         seed=plan.seed,
         frozen=frozen_names(plan, bundle_manifest),
+        correction=work.correction,
+        offset=work.offset,
     )
-    samples = sample_count(data_fit)
-    return close_update(plan, bundle_manifest, start, trained, metrics, samples, memory)
+    return close_update(work, bundle_manifest, trained, metrics, sample_count(data_fit), memory)
 
 
 def frozen_names(plan: Plan, manifest: Manifest) -> frozenset[str]:
@@ -98,66 +99,9 @@ def frozen_names(plan: Plan, manifest: Manifest) -> frozenset[str]:
     return frozenset(manifest.trainable.names) - frozenset(trained.names)
 
 
-def open_plan(
-    blob: bytes, manifest: Manifest, initial: Tensors, memory: ClientMemory | None = None
-) -> tuple[Plan, dict[str, np.ndarray]]:
-    """The plan, and the tensors that this client starts from.
-
-    What the plan does not send is what the client kept for itself when it last trained it, or what
-    the bundle holds.
-
-    Raises: PlanError for a plan of another job, one that cannot be read, or one that builds on what
-    this client does not hold.
-    """
-    whole = manifest.trainable
-    try:
-        plan, payload = unpack_plan(blob, max_bytes=whole.nbytes + MAX_PLAN_OVERHEAD)
-        if plan.job != manifest.job:
-            raise PlanError(
-                f"plan: expected job {manifest.job[:12]}, found {plan.job[:12]}; fetch its bundle"
-            )
-        spec = chosen(plan.sends, whole, manifest.pairs)
-        seeds = round_seeds(plan.job, plan.round)
-        codec = codec_named(plan.downlink_codec)
-        tensors = codec.decode(payload, spec, spec.nbytes, seeds=seeds)
-    except (ContainerError, CodecError) as error:
-        raise PlanError(f"plan: {error}") from error
-    if plan.base_round == 0:
-        tensors = {name: initial[name] + value for name, value in tensors.items()}
-    elif plan.base_round is not None:
-        tensors = _on_base(plan, plan.base_round, tensors, _memory(memory))
-    if plan.keep:
-        _memory(memory).save(_BROADCAST, plan.round, tensors)
-    if plan.sends == "all":
-        return plan, tensors
-    # A round's own training is what its evaluation is about.
-    before = plan.round + (plan.task == "evaluate")
-    own = memory.latest(_PERSONAL, before=before) if memory is not None else {}
-    return plan, {name: tensors.get(name, own.get(name, initial[name])) for name in whole.names}
-
-
-def _on_base(
-    plan: Plan, base_round: int, change: Tensors, memory: ClientMemory
-) -> dict[str, np.ndarray]:
-    """The tensors of the plan's base, changed as the server changed its own copy of them."""
-    base = memory.of_round(_BROADCAST, base_round)
-    if problem := ParamSpec.of(change).mismatch(base):
-        raise PlanError(f"plan: expected to hold the tensors of round {base_round}: {problem}")
-    return {name: base[name] + value for name, value in change.items()}
-
-
-def _memory(memory: ClientMemory | None) -> ClientMemory:
-    if memory is None:
-        raise PlanError(
-            "plan: it needs a client that keeps tensors between rounds, this one cannot"
-        )
-    return memory
-
-
 def close_update(
-    plan: Plan,
+    work: Work,
     manifest: Manifest,
-    start: Tensors,
     trained: Tensors,
     metrics: Mapping[str, float],
     samples: int,
@@ -165,28 +109,56 @@ def close_update(
 ) -> bytes:
     """The update container of what training changed: trained - start, encoded.
 
-    Tensors that were trained and are not shared stay here, for the next plan.
+    Tensors that were trained and are not shared stay here, for the next plan, and so does the
+    client's control variate.
 
-    Raises: TrainingError when `trained` has other tensors than `start` or is not finite.
+    Raises: TrainingError when `trained` has other tensors than the start or is not finite.
     """
-    if problem := ParamSpec.of(start).mismatch(trained):
+    plan, spec, pairs = work.plan, manifest.trainable, manifest.pairs
+    if problem := ParamSpec.of(work.start).mismatch(trained):
         raise TrainingError(f"trained tensors: {problem}")
-    change = {name: trained[name] - before for name, before in start.items()}
+    change = {name: trained[name] - before for name, before in work.start.items()}
     for name, value in change.items():
         if not np.isfinite(value).all():
             raise TrainingError(
                 f'trained tensor "{name}" is not finite; '
                 f"the learning rate {plan.learning_rate:g} may be too high"
             )
-    spec, pairs = manifest.trainable, manifest.pairs
     delta = {name: change[name] for name in chosen(plan.shares, spec, pairs).names}
     own = {
         name: trained[name] for name in chosen(plan.trains, spec, pairs).names if name not in delta
     }
-    blob = _encoded(plan, delta, metrics, samples, memory)
+    control = _next_control(work, manifest, trained, samples)
+    if control:
+        delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
+    blob = _encoded(plan, cut(delta, plan.rank, pairs), metrics, samples, memory)
     if own:
-        _memory(memory).save(_PERSONAL, plan.round, own)
+        needed(memory).save(PERSONAL, plan.round, own)
+    if control:
+        needed(memory).save(CONTROL, plan.round, control)
     return blob
+
+
+def _next_control(
+    work: Work, manifest: Manifest, trained: Tensors, samples: int
+) -> Mapping[str, np.ndarray]:
+    """SCAFFOLD's c_i after this training; {} where the job is not SCAFFOLD."""
+    plan = work.plan
+    if not work.control:
+        return {}
+    if plan.learning_rate == 0:
+        raise PlanError("plan: expected a learning rate above 0 with SCAFFOLD, found 0")
+    steps = step_count(
+        samples, manifest.training.batch_size, plan.local_epochs, most_steps=plan.local_steps
+    )
+    control = next_control(
+        work.own_control, work.control, work.start, trained,
+        steps=steps, learning_rate=plan.learning_rate,
+    )  # fmt: skip
+    for name, value in control.items():
+        if not np.isfinite(value).all():
+            raise TrainingError(f'control variate of "{name}" is not finite')
+    return control
 
 
 def _encoded(
@@ -200,11 +172,11 @@ def _encoded(
     seeds = round_seeds(plan.job, plan.round, client_seed=plan.seed)
     if not plan.error_feedback:
         return _pack(plan, metrics, samples, codec.encode(delta, seeds=seeds))
-    kept = _memory(memory)
-    residual = kept.latest(_RESIDUAL, before=plan.round)
+    kept = needed(memory)
+    residual = kept.latest(RESIDUAL, before=plan.round)
     payload, left = encode_with_feedback(codec, delta, residual, seeds=seeds)
     blob = _pack(plan, metrics, samples, payload)
-    kept.save(_RESIDUAL, plan.round, left)
+    kept.save(RESIDUAL, plan.round, left)
     return blob
 
 

@@ -36,6 +36,7 @@ def recipe_of(job: Job, classes: int) -> Recipe:
             weight_decay=training.weight_decay,
             momentum=training.momentum,
             proximal=training.proximal,
+            scaffold=training.scaffold,
             local_epochs=training.local_epochs,
         ),
         max_length=job.data.max_length,

@@ -12,14 +12,18 @@ that does not hold the copy of the round before gets the new one whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
 
 from aggregation.codecs import codec_named, round_seeds
+from coordinator.clients import client_rank
+from coordinator.offsets import AT_REST, OffsetParcel, Offsets
 from coordinator.sections import UpdateSection
+from protocol.factors import FactorPair, cut
 from protocol.tensors import ParamSpec, Tensors
 
 _WHOLE: Final = "float32"  # bit for bit, so that both sides' copies stay equal
@@ -32,6 +36,9 @@ class Parcel:
     codec: str
     payload: bytes
     base_round: int | None
+    rank: int = 0
+    offset_round: int = 0
+    offset_ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +49,28 @@ class Broadcast:
     """What every client starts from, bit for bit."""
     keep: bool
     """Whether clients keep it as the next round's base."""
-    whole: Parcel
+    whole: Mapping[int, Parcel]
+    """By the rank of a client's factors."""
     change: Parcel | None
     holders: frozenset[str]
-    """Clients that hold the base of `change`; before the first round all of them do."""
+    """Clients that hold what changes build on; before the first round all of them do."""
+    rank_of: Callable[[str], int]
+    offset_for: Callable[[bool], OffsetParcel]
+    """For a client that holds what changes build on, or does not."""
 
     def for_client(self, client: str) -> Parcel:
         """What that client's plan carries."""
-        if self.change is None:
-            return self.whole
-        held = self.change.base_round == 0 or client in self.holders
-        return self.change if held else self.whole
+        holds = client in self.holders
+        parcel = self.whole[self.rank_of(client)]
+        if self.change is not None and (holds or self.change.base_round == 0):
+            parcel = self.change
+        offset = self.offset_for(holds)
+        return replace(
+            parcel,
+            payload=parcel.payload + offset.payload if offset.payload else parcel.payload,
+            offset_round=offset.base_round,
+            offset_ranks=offset.ranks,
+        )
 
 
 def broadcast(
@@ -64,6 +82,10 @@ def broadcast(
     round: int,
     copy: Tensors,
     holders: Collection[str],
+    offsets: Offsets = AT_REST,
+    held_round: int = 0,
+    pairs: tuple[FactorPair, ...] = (),
+    ranks: Sequence[int] = (),
 ) -> Broadcast:
     """A round's plans' payloads.
 
@@ -72,17 +94,27 @@ def broadcast(
         tensors: the server's own, these and others.
         copy: what clients that took part in the round before hold; in the first, the bundle's.
         holders: those clients.
+        offsets: of frozen weights, and `held_round` in which `holders` kept theirs.
+        ranks: that clients' factors may have; () for the spec's own. Not with changes.
     """
     codec = codec_named(update.downlink_codec)
     seeds = round_seeds(job, round)
+    offset_for = cache(partial(offsets.parcel, pairs, held_round))
     if update.downlink == "tensors":
-        payload = codec.encode({name: tensors[name] for name in spec.names}, seeds=seeds)
+        sent = {name: tensors[name] for name in spec.names}
+        payloads = {rank: codec.encode(cut(sent, rank, pairs), seeds=seeds) for rank in (0, *ranks)}
         return Broadcast(
-            seen=codec.decode(payload, spec, spec.nbytes, seeds=seeds),
+            # Codecs of whole tensors code value by value: a part is seen as in the whole.
+            seen=codec.decode(payloads[0], spec, spec.nbytes, seeds=seeds),
             keep=False,
-            whole=Parcel(codec=codec.name, payload=payload, base_round=None),
+            whole={
+                rank: Parcel(codec=codec.name, payload=payload, base_round=None, rank=rank)
+                for rank, payload in payloads.items()
+            },
             change=None,
-            holders=frozenset(),
+            holders=frozenset(holders),
+            rank_of=partial(client_rank, ranks),
+            offset_for=offset_for,
         )
     difference = {name: tensors[name] - copy[name] for name in spec.names}
     payload = codec.encode(difference, seeds=seeds)
@@ -91,7 +123,9 @@ def broadcast(
     return Broadcast(
         seen=seen,
         keep=True,
-        whole=Parcel(codec=_WHOLE, payload=codec_named(_WHOLE).encode(seen), base_round=None),
+        whole={0: Parcel(codec=_WHOLE, payload=codec_named(_WHOLE).encode(seen), base_round=None)},
         change=Parcel(codec=codec.name, payload=payload, base_round=round - 1),
         holders=frozenset(holders),
+        rank_of=partial(client_rank, ()),
+        offset_for=offset_for,
     )

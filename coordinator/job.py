@@ -17,7 +17,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aggregation.selection import LOW_RANK, described_merger, fewest_updates
+from aggregation.mergers import Merger
+from aggregation.selection import (
+    LOW_RANK,
+    described_merger,
+    fewest_updates,
+    mixes_ranks,
+    moves_base,
+    needs_accuracy,
+)
 from coordinator.errors import Fault, JobError
 from coordinator.sections import (
     IMAGE_BACKBONES,
@@ -256,7 +264,23 @@ def _combination_faults(job: Job) -> list[Fault]:
             else f'method "{method.name}" has no pairs of factors'
         )
         fault("aggregation.factors", aggregation.factors, words)
-    least = fewest_updates(described_merger(aggregation.merger))
+    merger = described_merger(aggregation.merger)
+    if needs_accuracy(merger) and not data.validation:
+        words = "expected a share of the test samples for the merger to choose by, e.g. 0.2"
+        fault("data.validation", data.validation, words)
+    if moves_base(merger) and (
+        aggregation.server_optimizer != "averaging" or aggregation.server_learning_rate != 1
+    ):
+        words = (
+            f'expected "averaging" with server_learning_rate = 1: "{rule}" changes frozen weights, '
+            "which is right only with the whole of its merged update"
+        )
+        fault("aggregation.server_optimizer", aggregation.server_optimizer, words)
+    if aggregation.ranks:
+        faults.extend(_rank_faults(job, merger))
+    if job.training.scaffold:
+        faults.extend(_scaffold_faults(job))
+    least = fewest_updates(merger)
     if per_round < least:
         words = f"expected a rule for the {per_round} clients of a round, this one needs {least}"
         fault("aggregation.merger", aggregation.merger, words)
@@ -272,6 +296,46 @@ def _combination_faults(job: Job) -> list[Fault]:
     if data.dataset in TEXT_DATASETS and data.partition.startswith("domains"):
         fault("data.partition", data.partition, "expected another partition: domains are of images")
     return faults
+
+
+def _rank_faults(job: Job, merger: Merger[Any]) -> list[Fault]:
+    """What clients of several ranks do not go with."""
+    aggregation = job.aggregation
+    key, value = "aggregation.ranks", aggregation.ranks
+    faults = []
+    if not mixes_ranks(merger):
+        known = ", ".join(name for name in LOW_RANK if mixes_ranks(described_merger(name)))
+        allowed = f"expected an empty text, or one of the mergers {known} that mix ranks"
+        faults.append(Fault(key=key, value=value, allowed=allowed))
+    if job.update.downlink != "tensors":
+        allowed = 'expected an empty text, or update.downlink = "tensors"'
+        faults.append(Fault(key=key, value=value, allowed=allowed))
+    of_method = job.method.settings.get("r" if job.method.name == "peft" else "rank", 8)
+    if isinstance(of_method, int) and max(aggregation.client_ranks) > of_method:
+        allowed = f"expected ranks of at most the method's, {of_method}"
+        faults.append(Fault(key=key, value=value, allowed=allowed))
+    return faults
+
+
+def _scaffold_faults(job: Job) -> list[Fault]:
+    """What control variates do not go with: each would make them another thing."""
+    aggregation = job.aggregation
+    wanted = {
+        "merger": "weighted-mean",
+        "factors": "both",
+        "weighting": "uniform",
+        "server_optimizer": "averaging",
+        "server_learning_rate": 1.0,
+    }
+    return [
+        Fault(
+            key=f"aggregation.{key}",
+            value=getattr(aggregation, key),
+            allowed=f"expected {toml_value(value)} with training.scaffold",
+        )
+        for key, value in wanted.items()
+        if getattr(aggregation, key) != value
+    ]
 
 
 def _unknown(key: str, value: object, known: Mapping[str, Any], what: str) -> Fault:

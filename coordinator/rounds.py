@@ -11,38 +11,49 @@ most the updates of one round, and none where a link answers in order.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from aggregation.codecs import Codec, codec_named, round_seeds
 from aggregation.errors import MergeError
-from aggregation.mergers import ONE_FACTOR, Merged, Merger, Roles, roles_of
-from aggregation.selection import merger_named, server_optimizer_named
+from aggregation.mergers import ONE_FACTOR, BaseChange, Merged, Merger, Roles, roles_of
+from aggregation.offsets import arrays_of
+from aggregation.selection import merger_named, moves_base, server_optimizer_named
 from aggregation.server_optimizers import ServerOptimizer, ServerState
 from coordinator.admission import Admitted, Expected, admit
+from coordinator.clients import choose_clients, client_seed
 from coordinator.downlink import Broadcast, broadcast
-from coordinator.errors import NoClientsError
 from coordinator.job import Job, dump_job
 from coordinator.journal import Journal, UpdateEntry
 from coordinator.link import Failure, Link, Outgoing
+from coordinator.offsets import Offsets
 from coordinator.reports import RoundReport
 from coordinator.server_memory import ServerMemory
-from protocol.factors import FactorPair, chosen
+from protocol.controls import joined, parted, with_controls, without_controls
+from protocol.factors import FactorPair, at_rank, chosen
 from protocol.plan import Plan, pack_plan
 from protocol.rejection import Rejection, RejectionCode
 from protocol.tensors import ParamSpec, Tensors
 from protocol.update import MAX_UPDATE_OVERHEAD
 
 Task = Literal["fit", "evaluate"]
-Evaluate = Callable[[Tensors], Mapping[str, float]]
-"""The coordinator's own test of the global tensors: {"accuracy": ..., "loss": ...}."""
+Evaluate = Callable[[Tensors, Tensors], Mapping[str, float]]
+"""The coordinator's own test of the global tensors, with the offset of frozen weights by their
+names: {"accuracy": ..., "loss": ...}."""
+
+
+class Result(NamedTuple):
+    """What a job's rounds come to."""
+
+    tensors: Mapping[str, np.ndarray]
+    offset: Mapping[str, np.ndarray]
+    """How far frozen weights have moved, by their names; {} for most mergers."""
 
 
 def run_rounds(
@@ -54,19 +65,30 @@ def run_rounds(
     on_round: Callable[[RoundReport], None],
     evaluate: Evaluate,
     *,
+    choose_by: Callable[[Tensors], float] | None = None,
     pairs: tuple[FactorPair, ...] = (),
     clock: Callable[[], float] = time.monotonic,
-) -> Tensors:
+) -> Result:
     """Play a job's rounds, from where its journal stands, and give the final tensors.
 
     `on_round` is called after each round is committed. What it raises ends the run, which may be
-    continued later with the same journal, and then gives the same tensors bit for bit.
+    continued later with the same journal, and then gives the same tensors bit for bit. `choose_by`
+    gives the accuracy of tensors on samples that are there for merging and not tested on.
 
     Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`.
     """
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
-    merger = merger_named(job.aggregation.merger, pairs)
+    merger = merger_named(job.aggregation.merger, pairs, choose_by)
+    if moves_base(merger) and (nameless := [pair.down for pair in pairs if not pair.base]):
+        raise MergeError(
+            f'merger "{job.aggregation.merger}": expected a frozen weight [out, in] beside every '
+            f'pair of factors, "{nameless[0]}" has none; take another merger'
+        )
+    if job.training.scaffold:
+        spec = with_controls(spec)
+        zeros = {name: np.zeros_like(value) for name, value in initial.items()}
+        initial = joined(initial, zeros)
     run = _Run(job=job, hash=job.hash(), spec=spec, pairs=pairs, merger=merger, link=link)
     optimizer = server_optimizer(job)
     done, tensors = journal.open_run(run.hash, dump_job(job), initial)
@@ -79,8 +101,10 @@ def run_rounds(
     for number in range(done + 1, job.rounds.count + 1):
         started = clock()
         journal.begin_round(run.hash, number)
-        clients = choose_clients(link.node_ids(), job.rounds.clients_per_round, run.seed, number)
+        known = link.node_ids()
+        clients = choose_clients(known, job.rounds.clients_per_round, run.seed, number)
         roles = run.roles(memory.merger)
+        offsets = memory.offsets
         sent = broadcast(
             job.update,
             run.part(roles.sends),
@@ -89,12 +113,17 @@ def run_rounds(
             round=number,
             copy=memory.downlink or initial,
             holders=journal.contributors(run.hash, number - 1),
+            offsets=offsets,
+            held_round=number - 1,
+            pairs=pairs,
+            ranks=run.ranks,
         )
         current = {**tensors, **sent.seen}
         fit, merged = _fit(run, number, clients, roles, sent, current, memory.merger)
         memory = replace(memory, downlink=sent.seen if sent.keep else {})
         fit_seconds = clock() - started
         notes = []
+        change: Mapping[str, BaseChange] = {}
         if len(fit.updates) < job.rounds.min_updates:
             notes.append(
                 f"tensors unchanged: {len(fit.updates)} valid updates, "
@@ -104,23 +133,26 @@ def run_rounds(
             try:
                 result: Merged = run.merger.finish(merged)
                 notes.extend(result.notes)
-                state, tensors = optimizer.step(
-                    ServerState(spec, memory.optimizer), tensors, result.delta
-                )
+                delta = _shared_controls(result.delta, len(fit.updates) / len(known))
+                state, tensors = optimizer.step(ServerState(spec, memory.optimizer), tensors, delta)
                 memory = replace(memory, optimizer=state.moments, merger=result.memory)
+                change = result.base
             except MergeError as error:
                 # Finite updates may still add up to what float32 cannot hold: a client's doing,
                 # which must not end the run, though it cannot be said whose.
                 notes.append(f"tensors unchanged: {error}")
+        offsets = offsets.after(change)
+        memory = replace(memory, offset=offsets.held, change=arrays_of(offsets.change))
         last = number == job.rounds.count
         tested: Mapping[str, float] = {}
         if last or number % job.rounds.evaluate_every == 0:
-            tested = evaluate(tensors)
+            tested = evaluate(parted(tensors)[0], offsets.weights(pairs))
             notes.extend(f"test: {name} is {x}" for name, x in tested.items() if _finite(x) is None)
         clients_tested = _Answers()
         every = job.rounds.evaluate_clients_every
         if job.data.held_out and (last or (every and number % every == 0)):
-            clients_tested = _evaluate_clients(run, number, roles, tensors)
+            holders = frozenset(update.client for update in fit.updates)
+            clients_tested = _evaluate_clients(run, number, roles, tensors, offsets, holders)
         rejections = (*fit.rejections, *clients_tested.rejections)
         report = RoundReport(
             round=number,
@@ -149,7 +181,7 @@ def run_rounds(
             rejections=rejections,
         )
         on_round(report)
-    return tensors
+    return Result(parted(tensors)[0], memory.offsets.weights(pairs))
 
 
 def server_optimizer(job: Job) -> ServerOptimizer:
@@ -160,22 +192,6 @@ def server_optimizer(job: Job) -> ServerOptimizer:
         learning_rate=settings.server_learning_rate,
         adaptivity=settings.server_adaptivity,
     )
-
-
-def choose_clients(names: Sequence[str], count: int, seed: int, number: int) -> list[str]:
-    """A round's clients, sorted: `count` of them, or all when it is 0 or there are no more.
-
-    Depends on the names, the seed and the round's number, and on nothing that ran before.
-
-    Raises: NoClientsError when there is none.
-    """
-    known = sorted(names)
-    if not known:
-        raise NoClientsError(f"round {number}: expected at least one client, none is connected")
-    if not 0 < count < len(known):
-        return known
-    drawn = np.random.default_rng([seed, number]).choice(len(known), count, replace=False)
-    return [known[index] for index in sorted(drawn)]
 
 
 def in_order(
@@ -206,12 +222,6 @@ def in_order(
         yield client, early.pop(client, silent)
 
 
-def client_seed(seed: int, number: int, client: str) -> int:
-    """The seed of one client's work in one round, whoever else takes part."""
-    digest = hashlib.sha256(f"{seed}/{number}/{client}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     """What does not change from round to round."""
@@ -234,6 +244,11 @@ class _Run:
     @property
     def seed(self) -> int:
         return self.job.job.seed
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that clients' factors may have; () for the bundle's own."""
+        return self.job.aggregation.client_ranks
 
     @property
     def uplink(self) -> Codec:
@@ -305,14 +320,38 @@ def _fit(
     return answers, merged
 
 
-def _evaluate_clients(run: _Run, number: int, roles: Roles, tensors: Tensors) -> _Answers:
+def _shared_controls(delta: Tensors, share: float) -> dict[str, np.ndarray]:
+    """SCAFFOLD: control variates move by the mean over all clients, of which `share` took part."""
+    changes, controls = parted(delta)
+    return joined(changes, {name: np.float32(share) * value for name, value in controls.items()})
+
+
+def _evaluate_clients(
+    run: _Run,
+    number: int,
+    roles: Roles,
+    tensors: Tensors,
+    offsets: Offsets,
+    holders: frozenset[str],
+) -> _Answers:
     """Ask every client for its accuracy on the samples that it holds back."""
     answers = _Answers()
     clients = sorted(run.link.node_ids())
     # Nothing is built on what a client is tested with, so it goes whole.
     whole = replace(run.job.update, downlink="tensors", downlink_codec="float32")
-    spec = run.part(roles.sends)
-    sent = broadcast(whole, spec, tensors, job=run.hash, round=number, copy={}, holders=frozenset())
+    sent = broadcast(
+        whole,
+        without_controls(run.part(roles.sends)),
+        tensors,
+        job=run.hash,
+        round=number,
+        copy={},
+        holders=holders,
+        offsets=offsets,
+        held_round=number,
+        pairs=run.pairs,
+        ranks=run.ranks,
+    )
     for admitted, _ in _exchange(run, number, "evaluate", clients, roles, sent, answers):
         # A client that holds nothing back answers without metrics, and has no accuracy.
         header = admitted.header
@@ -346,8 +385,14 @@ def _exchange(
 
     Bytes are those handed to the link and got from it, containers with their headers.
     """
-    spec = run.part(roles.shares) if task == "fit" else None
-    budget = (run.uplink.payload_bytes(spec) if spec else 0) + MAX_UPDATE_OVERHEAD
+    specs = {
+        rank: at_rank(rank, run.part(roles.shares), run.pairs) if task == "fit" else None
+        for rank in sent.whole
+    }
+    budgets = {
+        rank: (run.uplink.payload_bytes(spec) if spec else 0) + MAX_UPDATE_OVERHEAD
+        for rank, spec in specs.items()
+    }
     nonces = {client: secrets.token_hex(16) for client in clients}
 
     def outgoing() -> Iterator[Outgoing]:
@@ -370,8 +415,11 @@ def _exchange(
                 sends=roles.sends,
                 trains=roles.trains,
                 shares=roles.shares,
+                rank=parcel.rank,
+                offset_round=parcel.offset_round,
+                offset_ranks=parcel.offset_ranks,
                 seed=client_seed(run.seed, number, client),
-                max_update_bytes=budget,
+                max_update_bytes=budgets[parcel.rank],
             )
             blob = pack_plan(plan, parcel.payload)
             answers.downlink_bytes += len(blob)
@@ -387,14 +435,15 @@ def _exchange(
             refuse(client, answer)
             continue
         answers.uplink_bytes += len(answer)
+        rank = sent.rank_of(client)
         expected = Expected(
             job=run.hash,
             round=number,
             nonce=nonces[client],
             client=client,
             codec=run.uplink.name,
-            spec=spec,
-            max_bytes=budget,
+            spec=specs[rank],
+            max_bytes=budgets[rank],
             max_samples=run.job.aggregation.max_client_samples,
             seeds=round_seeds(run.hash, number),
         )

@@ -35,6 +35,7 @@ TEXT_BACKBONES = ("all-minilm-l6-v2",)
 _MAX_INT = 2**53 - 1
 _MAX_ADAPTIVE_RATE = 0.5
 _ANY = re.compile(r"(?s).+")
+_RANKS = re.compile(r"([1-9][0-9]{0,4}( *, *[1-9][0-9]{0,4})*)?")
 _WHOLE_CODECS = ("float32", "float16", "bfloat16")
 _SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
 _PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client)?(,{_SPLIT})?")
@@ -185,6 +186,12 @@ class DataSection:
     samples_per_client: int = _key(0, "most samples a client holds; 0: all dealt to it", low=0)
     max_train_samples: int = _key(0, "training samples used of the data set; 0: all", low=0)
     max_test_samples: int = _key(0, "test samples used of the data set; 0: all", low=0)
+    validation: float = _key(
+        0.0,
+        "share of the test samples that the coordinator chooses by (greedy-soup) and does not test",
+        low=0,
+        below=1,
+    )
     max_length: int = _key(24, "tokens a text is cut to", low=2, high=512)
 
     def __post_init__(self) -> None:
@@ -240,6 +247,11 @@ class TrainingSection:
         low=0,
         high=100,
     )
+    scaffold: bool = _key(
+        False,
+        "SCAFFOLD: correct every step by how a client's gradients differ from the others'; doubles "
+        "the traffic; plain sgd, uniform weights",
+    )
     batch_size: int = _key(8, "samples a step", low=1, high=65_536)
     local_epochs: int = _key(1, "passes over the client's samples a round", low=1, high=1000)
     local_steps: int = _key(
@@ -251,6 +263,9 @@ class TrainingSection:
         if self.optimizer == "adamw" and self.momentum:
             allowed = 'expected 0 with optimizer = "adamw", which has none'
             raise JobError([Fault(key="training.momentum", value=self.momentum, allowed=allowed)])
+        if self.scaffold and (self.optimizer != "sgd" or self.momentum or self.proximal):
+            allowed = 'expected false, or optimizer = "sgd" with momentum and proximal 0 beside it'
+            raise JobError([Fault(key="training.scaffold", value=self.scaffold, allowed=allowed)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +328,13 @@ class AggregationSection:
         "LoRA: train both factors, or only up (B), with down (A) as the bundle has it",
         choices=("both", "up"),
     )
+    ranks: str = _key(
+        "",
+        "LoRA: ranks that clients' factors have, each client one of them by its name; empty: all "
+        "that of the method",
+        pattern=_RANKS,
+        allowed='expected a list of ranks such as "4,8,16", or an empty text',
+    )
     weighting: str = _key("samples", "weight of an update", choices=("samples", "uniform"))
     server_optimizer: str = _key(
         "averaging",
@@ -335,6 +357,11 @@ class AggregationSection:
     max_client_samples: int = _key(
         1_000_000, "largest sample count that is believed; an update above is rejected", low=1
     )
+
+    @property
+    def client_ranks(self) -> tuple[int, ...]:
+        """`ranks` as numbers."""
+        return tuple(int(rank) for rank in self.ranks.split(",")) if self.ranks else ()
 
     def __post_init__(self) -> None:
         _check(self, "aggregation")

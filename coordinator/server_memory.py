@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from aggregation.offsets import changes_of
+from coordinator.offsets import Offsets
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMemory:
@@ -17,6 +20,15 @@ class ServerMemory:
     merger: Mapping[str, np.ndarray] = field(default_factory=dict)
     downlink: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What clients hold that took part in the last round; {} where plans hold whole tensors."""
+    offset: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """How far frozen weights had moved for those clients."""
+    change: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """How they moved since, as `aggregation.offsets.arrays_of` writes it."""
+
+    @property
+    def offsets(self) -> Offsets:
+        """The last two together."""
+        return Offsets(held=self.offset, change=changes_of(self.change))
 
     def joined(self) -> dict[str, np.ndarray]:
         """All of it under `part/name`."""

@@ -31,6 +31,12 @@ def batch_plan(
     return order.reshape(epochs * steps, batch_size)[kept], np.tile(weights, (epochs, 1))[kept]
 
 
+def step_count(samples: int, batch_size: int, epochs: int, *, most_steps: int = 0) -> int:
+    """How many steps `batch_plan` has for the same arguments."""
+    steps = epochs * -(-samples // batch_size)
+    return min(steps, most_steps) if most_steps else steps
+
+
 def evaluation_plan(samples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """All samples once, in their order. *Shapes* as those of `batch_plan`, for one epoch."""
     _require_positive("samples", samples)

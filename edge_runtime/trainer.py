@@ -13,13 +13,12 @@ import numpy as np
 from edge_runtime.batches import batch_plan
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import DataError, TrainingError
-from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
-from protocol.manifest import ANCHOR
-from protocol.tensors import Tensors
+from edge_runtime.session import MovableGraph
+from edge_runtime.training_loop import TrainingLoop, batch_of
+from protocol.manifest import ANCHOR, CORRECTION
+from protocol.tensors import NOTHING, Tensors
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
     from protocol.manifest import Manifest
 
 # Rows evaluated at once: enough to fill a core's vector units, small enough to stay in its cache.
@@ -48,11 +47,14 @@ class OnnxTrainer:
         seed: int,
         most_steps: int = 0,
         frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Train on `data` for `epochs` passes, in an order drawn from `seed`.
 
         `most_steps` above 0 ends the training after that many steps; tensors named in `frozen`
-        stay as they are.
+        stay as they are. `correction` is added to the gradients of the tensors that it names, where
+        the bundle is of SCAFFOLD; `offset` moves frozen weights, as in `MovableGraph`.
 
         Returns:
             The trained tensors, and {"loss": mean over all steps, weighted by their samples}.
@@ -69,23 +71,27 @@ class OnnxTrainer:
             {**batch_of(data, self._names, rows), "weight": weight}
             for rows, weight in zip(indices, weights, strict=True)
         )
-        state = initial_state(self.bundle.manifest, tensors)
-        trained, losses = self._loop.run(tensors, state, steps, learning_rate, frozen=frozen)
+        state = initial_state(self.bundle.manifest, tensors, correction)
+        trained, losses = self._loop.run(
+            tensors, state, steps, learning_rate, frozen=frozen, offset=offset
+        )
         return trained, {"loss": mean_loss(losses, weights)}
 
-    def evaluate(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
+    ) -> dict[str, float]:
         """Mean cross-entropy and accuracy: {"loss", "accuracy"}, each over all samples."""
-        losses, correct = self.evaluate_samples(tensors, data)
+        losses, correct = self.evaluate_samples(tensors, data, offset=offset)
         return {"loss": rounded(float(losses.mean())), "accuracy": rounded(float(correct.mean()))}
 
     def evaluate_samples(
-        self, tensors: Tensors, data: Mapping[str, np.ndarray]
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
     ) -> tuple[np.ndarray, np.ndarray]:
         """Cross-entropy and correctness (0 or 1) of every sample: two float32 [samples]."""
         from onnxruntime import OrtValue
 
         samples = check_data(self.bundle.manifest, data)
-        session = self._evaluation
+        session = self._evaluation.at(offset)
         known = {port.name for port in session.get_inputs()}
         held = {
             f"trainable/{name}": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
@@ -107,8 +113,8 @@ class OnnxTrainer:
         return TrainingLoop(self.bundle.path("train"), threads=self._threads)
 
     @cached_property
-    def _evaluation(self) -> InferenceSession:
-        return open_session(self.bundle.path("evaluate"), self._threads)
+    def _evaluation(self) -> MovableGraph:
+        return MovableGraph(self.bundle.path("evaluate"), threads=self._threads)
 
 
 def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
@@ -143,11 +149,15 @@ def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
     return samples
 
 
-def initial_state(manifest: Manifest, tensors: Tensors) -> dict[str, np.ndarray]:
+def initial_state(
+    manifest: Manifest, tensors: Tensors, correction: Tensors = NOTHING
+) -> dict[str, np.ndarray]:
     """The optimizer's state before the first step from `tensors`."""
+    given = {ANCHOR + name: value for name, value in tensors.items()}
+    given |= {CORRECTION + name: value for name, value in correction.items()}
     return {
-        name: np.array(tensors[name.removeprefix(ANCHOR)], spec.dtype)
-        if name.startswith(ANCHOR)
+        name: np.array(given[name], spec.dtype)
+        if name in given
         else np.zeros(spec.shape, spec.dtype)
         for name, spec in manifest.state.entries
     }

@@ -9,43 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import numpy as np
 
 from edge_runtime.errors import TrainingError
-from protocol.tensors import Tensors
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-SPIN_MICROSECONDS: Final = "20"
-
-
-def open_session(path: Path, threads: int) -> InferenceSession:
-    """An onnxruntime session on the CPU; `threads` 0 takes one a core.
-
-    Raises:
-        TrainingError: the graph cannot be loaded by the installed onnxruntime.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Waiting threads spin for as long as the gaps between operations are, and then sleep. On two
-    # cores a step of the small ViT took 6.1 ms so, 7.9 where they sleep at once; with one core
-    # taken by other work 8.6, and 10.8 where they spin without end. A battery lasts longer, too.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
-    # Warnings about weights that a graph does not fuse are nothing a device can act on.
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as fault:
-        # onnxruntime's own exceptions have no common base that it exports.
-        raise TrainingError(
-            f"{path.name}: onnxruntime {onnxruntime.__version__} cannot load the graph: {fault}"
-        ) from fault
+from edge_runtime.session import MovableGraph
+from protocol.tensors import NOTHING, Tensors
 
 
 class TrainingLoop:
@@ -56,9 +26,10 @@ class TrainingLoop:
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        self._session = open_session(path, threads)
-        self._inputs = {port.name for port in self._session.get_inputs()}
-        self._outputs = [port.name for port in self._session.get_outputs()]
+        self._graph = MovableGraph(path, threads=threads)
+        session = self._graph.at(NOTHING)
+        self._inputs = {port.name for port in session.get_inputs()}
+        self._outputs = [port.name for port in session.get_outputs()]
         self._carried = [name.removeprefix("new/") for name in self._outputs[:-1]]
         if self._outputs[-1:] != ["loss"]:
             raise TrainingError(
@@ -73,10 +44,12 @@ class TrainingLoop:
         learning_rate: float,
         *,
         frozen: Collection[str] = (),
+        offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`.
 
-        Tensors named in `frozen` stay as they are: each step starts from them again.
+        Tensors named in `frozen` stay as they are: each step starts from them again. `offset` moves
+        the weights that are never trained, as in `MovableGraph`.
 
         Returns:
             The trained tensors, and the losses before each step: float32 [steps], or
@@ -92,10 +65,11 @@ class TrainingLoop:
         if "learning_rate" in self._inputs:
             feeds["learning_rate"] = owned(np.array(learning_rate, np.float32))
         held = {f"trainable/{name}" for name in frozen}
+        session = self._graph.at(offset)
         losses = []
         for step in steps:
             feeds |= {name: owned(value) for name, value in step.items() if name in self._inputs}
-            answers = self._session.run_with_ort_values(self._outputs, feeds)
+            answers = session.run_with_ort_values(self._outputs, feeds)
             carried = zip(self._carried, answers, strict=False)
             feeds |= {name: answer for name, answer in carried if name not in held}
             losses.append(answers[-1].numpy())

@@ -16,6 +16,7 @@ MAX_SIGNER_BYTES: Final = 256  # signer.pub: 64 hex digits and a line end
 MAX_TENSORS: Final = 16_384  # entries of one ParamSpec
 MAX_NAME_LENGTH: Final = 512  # characters of a tensor's name
 MAX_RANK: Final = 8  # dimensions of a tensor
+MAX_FACTOR_RANK: Final = 1 << 16  # of a low-rank factor
 MAX_VALUES: Final = 1 << 36  # values of one ParamSpec; keeps byte counts far inside 64 bits
 
 MAX_TEXT_LENGTH: Final = 512  # backbone, method, task and class names

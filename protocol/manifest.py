@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from protocol import _checks, _json
+from protocol.controls import with_controls
 from protocol.errors import ManifestError, SpecError
 from protocol.factors import FactorPair, check_pairs
 from protocol.files import ENVELOPE, FileEntry, hash_files, plain_path
@@ -42,7 +43,10 @@ __all__ = [
 
 MANIFEST_VERSION: Final = 1
 ANCHOR: Final = "anchor/"
-"""State under this prefix starts as the trainable tensor of that name; all other state as zeros."""
+"""State under this prefix starts as the trainable tensor of that name."""
+CORRECTION: Final = "correction/"
+"""State under this prefix is given with the round, and added to every gradient of the tensor of
+that name. All other state starts as zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class TrainingSpec:
     weight_decay: float = 0.0
     momentum: float = 0.0  # below 1; sgd only
     proximal: float = 0.0  # FedProx's pull towards the round's first tensors; 0: none
+    scaffold: bool = False  # every step is corrected by control variates; plain sgd only
     local_epochs: int = 1
 
     def __post_init__(self) -> None:
@@ -99,6 +104,9 @@ class TrainingSpec:
             object.__setattr__(self, name, value)
         if self.momentum >= 1:
             raise error(f"training.momentum: expected below 1, found {self.momentum:g}")
+        _checks.boolean("training.scaffold", self.scaffold, error)
+        if self.scaffold and (self.optimizer != "sgd" or self.momentum):
+            raise error("training.scaffold: expected sgd without momentum beside it")
         _checks.integer("training.local_epochs", self.local_epochs, 1, MAX_EPOCHS, error)
 
 
@@ -148,6 +156,11 @@ class Manifest:
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
 
+    @property
+    def exchanged(self) -> ParamSpec:
+        """What travels: the trainable tensors, and SCAFFOLD's control variates where it is on."""
+        return with_controls(self.trainable) if self.training.scaffold else self.trainable
+
     def to_json(self) -> bytes:
         """Canonical bytes: sorted keys, no spaces. The same manifest always gives the same."""
         pre, train = self.preprocessing, self.training
@@ -164,7 +177,7 @@ class Manifest:
                 "inputs": [[name, spec.dtype, spec.shape] for name, spec in self.inputs],
                 "preprocessing": {name: getattr(pre, name) for name in _PREPROCESSING},
                 "training": {name: getattr(train, name) for name in _TRAINING},
-                "pairs": [[pair.down, pair.up, pair.scale] for pair in self.pairs],
+                "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in self.pairs],
                 "graphs": dict(self.graphs),
                 "files": {
                     name: {"sha256": entry.sha256, "size": entry.size}
@@ -203,6 +216,7 @@ _TRAINING: Final = (
     "weight_decay",
     "momentum",
     "proximal",
+    "scaffold",
     "local_epochs",
 )
 _FIELDS: Final = tuple(Manifest.__dataclass_fields__)
@@ -245,10 +259,10 @@ def _inputs(value: object) -> tuple[tuple[str, TensorSpec], ...]:
 
 
 def _pair(row: object) -> FactorPair:
-    names = _checks.sequence("pairs", row, 3, ManifestError)
-    if len(names) != 3:
-        raise ManifestError(f"pairs: expected [down, up, scale], found {len(names)} entries")
-    return FactorPair(down=names[0], up=names[1], scale=names[2])
+    names = _checks.sequence("pairs", row, 4, ManifestError)
+    if len(names) != 4:
+        raise ManifestError(f"pairs: expected [down, up, scale, base], found {len(names)} entries")
+    return FactorPair(down=names[0], up=names[1], scale=names[2], base=names[3])
 
 
 def _pairs(value: object, spec: ParamSpec) -> tuple[FactorPair, ...]:

@@ -17,12 +17,14 @@ from protocol.limits import (
     MAX_CLIENT_LENGTH,
     MAX_CODEC_LENGTH,
     MAX_EPOCHS,
+    MAX_FACTOR_RANK,
     MAX_HEADER_BYTES,
     MAX_NONCE_LENGTH,
     MAX_PAYLOAD_BYTES,
     MAX_ROUND,
     MAX_SEED,
     MAX_STEPS,
+    MAX_TENSORS,
     MIN_NONCE_LENGTH,
 )
 from protocol.update import MAX_UPDATE_OVERHEAD
@@ -30,6 +32,8 @@ from protocol.update import MAX_UPDATE_OVERHEAD
 PLAN_MAGIC: Final = b"FLPL"
 MAX_PLAN_OVERHEAD: Final = FIXED_BYTES + MAX_HEADER_BYTES
 """What a plan may be longer than its payload."""
+
+DENSE: Final = -1
 
 _TASKS: Final = ("fit", "evaluate")
 
@@ -60,6 +64,13 @@ class Plan:
     its bundle, or kept them when it trained and did not share them."""
     trains: str = "all"  # which tensors it trains; the others stay as they are
     shares: str = "all"  # which tensors its update holds
+    rank: int = 0  # of this client's factors, as in `factors.at_rank`; 0: as the bundle has it
+    offset_round: int = 0
+    """Frozen weights are those of this client's plan of that round (0: the bundle's), moved by what
+    follows the tensors in the payload."""
+    offset_ranks: tuple[int, ...] = ()
+    """What follows, one number a pair of the manifest: n for factors [d, n] and [n, k] of the
+    change, DENSE for the change [d, k], 0 for none; () for none at all."""
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -81,6 +92,13 @@ class Plan:
         _checks.boolean("keep", self.keep, error)
         for name in ("sends", "trains", "shares"):
             _checks.one_of(name, getattr(self, name), CHOICES, error)
+        self._set_integer("rank", 0, MAX_FACTOR_RANK)
+        self._set_integer("offset_round", 0, self.round)
+        ranks = _checks.sequence("offset_ranks", self.offset_ranks, MAX_TENSORS, error)
+        checked = (
+            _checks.integer("offset_ranks", rank, DENSE, MAX_FACTOR_RANK, error) for rank in ranks
+        )
+        object.__setattr__(self, "offset_ranks", tuple(checked))
         self._set_integer("max_update_bytes", 1, MAX_PAYLOAD_BYTES + MAX_UPDATE_OVERHEAD)
 
     def _set_integer(self, field: str, low: int, high: int) -> None:
@@ -120,6 +138,9 @@ _FIELDS: Final = (
     "sends",
     "trains",
     "shares",
+    "rank",
+    "offset_round",
+    "offset_ranks",
     "max_update_bytes",
 )
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,8 @@ TYPE_NAMES: Final = ("bool", "float16", "float32", "float64", "int32", "int64", 
 _DTYPE_NAMES: Final = {np.dtype(name): name for name in TYPE_NAMES}
 
 Tensors = Mapping[str, np.ndarray]
+
+NOTHING: Final[Tensors] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from simulations.partitions.partitioner import Partitioner
 
 # What a generator is for: each use has its own stream, so that, for example, another held-out
 # share leaves the partition as it was.
-_SPLIT, _CLIENT, _CLIENT_DOMAINS, _TEST_DOMAINS = range(4)
+_SPLIT, _CLIENT, _CLIENT_DOMAINS, _TEST_DOMAINS, _VALIDATION = range(5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,15 @@ class Federation:
     `skipped` names each client that got no examples, with the reason; `notes` are sentences for
     the report. `test` is the data set's test part, moved to all domains where the partition has
     them; `test_domains` int64 [n_test] then says which (an index into
-    `datasets.domains.DOMAINS`).
+    `datasets.domains.DOMAINS`). `validation` is a part that was taken off it, for the coordinator
+    to choose by; it may have no rows.
     """
 
     clients: tuple[ClientData, ...]
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     test: Arrays
+    validation: Arrays
     test_domains: np.ndarray | None = None
 
 
@@ -58,18 +60,22 @@ def make_clients(
     *,
     held_out: float = 0.2,
     samples_per_client: int = 0,
+    validation: float = 0.0,
     seed: int,
 ) -> Federation:
     """Deals the training examples to `n` clients.
 
     Every client keeps at most `samples_per_client` examples, drawn at random (0 keeps all), and
     holds out the share `held_out` of what it keeps: at least one example if it has two, never its
-    last. The same arguments give the same arrays.
+    last. The share `validation` of the test part is set apart, and no longer tested. The same
+    arguments give the same arrays.
 
     Raises: PartitionError for settings that do not fit each other or the data set.
     """
     if not 0 <= held_out < 1:
         raise PartitionError(f"held_out: expected a share of 0 to below 1, found {held_out}")
+    if not 0 <= validation < 1:
+        raise PartitionError(f"validation: expected a share of 0 to below 1, found {validation}")
     if samples_per_client < 0:
         raise PartitionError(
             f"samples_per_client: expected at least 0 (0 keeps all), found {samples_per_client}"
@@ -116,12 +122,16 @@ def make_clients(
             )
         )
     test, test_domains = _test_part(dataset, domains, seed)
+    order = np.random.default_rng([seed, _VALIDATION]).permutation(len(test["labels"]))
+    apart = round(validation * len(order))
+    kept = np.sort(order[apart:])
     return Federation(
         clients=tuple(clients),
         skipped=tuple(skipped),
         notes=_notes(column, parts, skipped, by_group=by_group),
-        test=test,
-        test_domains=test_domains,
+        test=take(test, kept),
+        validation=take(test, np.sort(order[:apart])),
+        test_domains=None if test_domains is None else test_domains[kept],
     )
 
 

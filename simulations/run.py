@@ -5,7 +5,8 @@ job.toml          the job as it ran, complete
 bundle/           the compiled, signed job, its predict.onnx with the final adapter folded in
 journal.sqlite    every committed round; a run that was cut off goes on from here
 metrics.jsonl     a line a round
-adapter/          the final tensors, in peft's layout where peft has the method
+adapter/          the final tensors, in peft's layout where peft has the method; beside them
+                  base_offset.safetensors, where the merger has moved frozen weights
 summary.json      the result in figures
 report.html       the result in plots
 """
@@ -65,12 +66,12 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
 
     progress.start(job.rounds.count, len(setup.federation.clients))
     with Journal(out / "journal.sqlite") as journal:
-        final = play(setup, bundle, out, journal, progress.round)
+        result = play(setup, bundle, out, journal, progress.round)
         reports = [RoundReport.from_json(row) for row in journal.reports(job.hash())]
     _write_metrics(out / "metrics.jsonl", reports)
 
     progress.stage("writing the adapter and the report")
-    export_result(setup.recipe, final, out / "adapter", folder)
+    export_result(setup.recipe, result.tensors, out / "adapter", folder, offset=result.offset)
     sign_bundle(bundle.manifest, key, folder)
     summary = _summary(setup, reports, wall_seconds=time.monotonic() - started)
     text = json.dumps(summary, indent=2, allow_nan=False)

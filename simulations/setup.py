@@ -70,6 +70,7 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
         job.data.clients,
         held_out=job.data.held_out,
         samples_per_client=job.data.samples_per_client,
+        validation=job.data.validation,
         seed=job.job.seed,
     )
     recipe = recipe_of(job, len(dataset.class_names))

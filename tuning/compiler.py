@@ -24,13 +24,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from protocol.factors import FactorPair
 from protocol.manifest import Preprocessing
-from protocol.tensors import ParamSpec, Tensors, TensorSpec
+from protocol.tensors import NOTHING, ParamSpec, Tensors, TensorSpec
 from tuning.errors import CompileError
 from tuning.recipe import Recipe
 
@@ -134,11 +135,16 @@ def cohort_graph(compiled: Compiled, recipe: Recipe, clients: int) -> Path:
     return path
 
 
-def save_predict_weights(tuned: Tuned, tensors: Tensors, folder: Path) -> None:
-    """Write the weights of `predict.onnx` that depend on the adapter, for trained tensors."""
+def save_predict_weights(
+    tuned: Tuned, tensors: Tensors, folder: Path, *, offset: Tensors = NOTHING
+) -> None:
+    """Write the weights of `predict.onnx` that depend on the adapter, for trained tensors.
+
+    `offset` is what frozen weights beside pairs of factors have moved by, by their names.
+    """
     from safetensors.torch import save_file
 
-    _, used = _inference_form(tuned, _as_torch(tensors))
+    _, used = _inference_form(tuned, _as_torch(tensors), _as_torch(offset))
     save_file(
         {name: used[name].contiguous().clone() for name in sorted(_adapter_weights(tuned, used))},
         folder / PREDICT_FILE,
@@ -210,7 +216,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
         "backbone": backbone.name,
         "trainable": ParamSpec.of(_as_numpy(trainable)).to_json(),
         "state": ParamSpec.of(_as_numpy(state)).to_json(),
-        "pairs": [[pair.down, pair.up, pair.scale] for pair in tuned.pairs],
+        "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in tuned.pairs],
         "inputs": [
             [name.removeprefix("batch/"), str(value.numpy().dtype), list(value.shape[1:])]
             for name, value in batch.items()
@@ -235,7 +241,7 @@ def _read_info(folder: Path) -> Compiled:
         backbone=info["backbone"],
         trainable=ParamSpec.from_json(info["trainable"]),
         state=ParamSpec.from_json(info["state"]),
-        pairs=tuple(FactorPair(down=d, up=u, scale=s) for d, u, s in info["pairs"]),
+        pairs=tuple(FactorPair(down=d, up=u, scale=s, base=b) for d, u, s, b in info["pairs"]),
         inputs=tuple(
             (name, TensorSpec(tuple(shape), dtype)) for name, dtype, shape in info["inputs"]
         ),
@@ -323,7 +329,9 @@ def _prefixed(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inference_form(
-    tuned: Tuned, tensors: Mapping[str, torch.Tensor]
+    tuned: Tuned,
+    tensors: Mapping[str, torch.Tensor],
+    offset: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[Tuned, dict[str, torch.Tensor]]:
     """The module that predicts with `tensors`, and all its weights by their names of training."""
     import torch
@@ -335,6 +343,8 @@ def _inference_form(
     with torch.no_grad():
         for name, value in tensors.items():
             parameters[tuned.trainable[name]].copy_(value)
+        for name, change in offset.items():
+            parameters[name].add_(change)
         if tuned.fold is not None:
             module = tuned.fold(module)
     inference = TunedModule(module=module, trainable={}, prepare=tuned.prepare)

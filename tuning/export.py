@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from protocol.tensors import Tensors
+from protocol.tensors import NOTHING, Tensors
 from tuning.compiler import save_predict_weights
 from tuning.recipe import Recipe
 
@@ -16,17 +17,28 @@ from tuning.recipe import Recipe
 _PEFT_PREFIX = "base_model.model."
 
 
-def export_result(recipe: Recipe, tensors: Tensors, adapter: Path, bundle: Path) -> None:
+OFFSET_FILE: Final = "base_offset.safetensors"
+
+
+def export_result(
+    recipe: Recipe,
+    tensors: Tensors,
+    adapter: Path,
+    bundle: Path,
+    *,
+    offset: Tensors = NOTHING,
+) -> None:
     """Save trained tensors as an adapter, and fold them into the bundle's `predict.onnx`.
 
     `adapter/` holds adapter_config.json and adapter_model.safetensors as peft writes them, where
-    peft has the method; elsewhere the same files with the names of this library. The bundle must
-    be signed again afterwards.
+    peft has the method; elsewhere the same files with the names of this library. Where frozen
+    weights have moved, `offset` by their names, base_offset.safetensors says how far: the adapter
+    is of the moved backbone. The bundle must be signed again afterwards.
     """
     from safetensors.numpy import save_file
 
     backbone, tuned = recipe.build()
-    save_predict_weights(tuned, tensors, bundle)
+    save_predict_weights(tuned, tensors, bundle, offset=offset)
     adapter.mkdir(parents=True, exist_ok=True)
     prefix = ""
     if tuned.peft_config is not None:
@@ -47,3 +59,8 @@ def export_result(recipe: Recipe, tensors: Tensors, adapter: Path, bundle: Path)
         adapter / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+    if offset:
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in offset.items()},
+            adapter / OFFSET_FILE,
+        )

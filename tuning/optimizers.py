@@ -7,6 +7,10 @@ algorithm 2), in the form of torch.optim: velocity = momentum * velocity + gradi
 With `proximal` = mu every gradient is that of loss + mu / 2 * |w - w0|^2, w0 being the tensors that
 the round began with (FedProx, Li et al. 2020, arXiv 1812.06127, algorithm 2); they are kept in the
 state as "anchor/...".
+
+With `scaffold` every gradient has a correction added to it, which the state holds as
+"correction/..." and no step changes: c - c_i of SCAFFOLD (Karimireddy et al. 2020, arXiv
+1910.06378, algorithm 1), before weight decay as before the step itself.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from protocol.manifest import ANCHOR
+from protocol.manifest import ANCHOR, CORRECTION
 
 if TYPE_CHECKING:
     from protocol.manifest import TrainingSpec
@@ -31,10 +35,12 @@ EPSILON = 1e-6
 
 def initial_state(spec: TrainingSpec, trainable: Named) -> dict[str, torch.Tensor]:
     """What `step` reads before the first step: zeros, and the anchors where there are any."""
-    anchors = {}
+    held = {}
     if spec.proximal:
-        anchors = {f"{ANCHOR}{name}": value.clone() for name, value in trainable.items()}
-    return anchors | _moments(spec, trainable)
+        held |= {f"{ANCHOR}{name}": value.clone() for name, value in trainable.items()}
+    if spec.scaffold:
+        held |= {f"{CORRECTION}{name}": torch.zeros_like(v) for name, v in trainable.items()}
+    return held | _moments(spec, trainable)
 
 
 def _moments(spec: TrainingSpec, trainable: Named) -> dict[str, torch.Tensor]:
@@ -55,14 +61,18 @@ def step(
     learning_rate: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """One optimizer step: the new tensors and the new state, nothing changed in place."""
-    anchors = {name: value for name, value in state.items() if name.startswith(ANCHOR)}
+    held = {n: value for n, value in state.items() if n.startswith((ANCHOR, CORRECTION))}
     if spec.proximal:
         gradients = {
-            name: gradient + spec.proximal * (trainable[name] - anchors[f"{ANCHOR}{name}"])
+            name: gradient + spec.proximal * (trainable[name] - held[f"{ANCHOR}{name}"])
             for name, gradient in gradients.items()
         }
+    if spec.scaffold:
+        gradients = {
+            name: gradient + held[f"{CORRECTION}{name}"] for name, gradient in gradients.items()
+        }
     updated, kept = _moved(spec, trainable, gradients, state, learning_rate)
-    return updated, anchors | kept
+    return updated, held | kept
 
 
 def _moved(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from protocol.tensors import NOTHING
 from tuning.step import cohort_step
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ class TorchCohort:
         learning_rate: float,
         *,
         frozen: Collection[str] = (),
+        offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Tensors [clients, ...] in and out; losses [steps, clients]."""
         tensors = {name: self._held(value) for name, value in trainable.items()}
         kept = {name: self._held(value) for name, value in state.items()}
         rate = torch.tensor(learning_rate, device=self._device)
+        weights = self._frozen | {
+            name: self._frozen[name] + self._held(change) for name, change in offset.items()
+        }
         losses = []
         with torch.no_grad():
             for step in steps:
@@ -50,7 +55,7 @@ class TorchCohort:
                     if name.startswith("batch/")
                 }
                 moved, kept, loss = self._step(
-                    tensors, kept, self._frozen, batch, held["labels"], held["weight"], rate
+                    tensors, kept, weights, batch, held["labels"], held["weight"], rate
                 )
                 tensors = {n: tensors[n] if n in frozen else new for n, new in moved.items()}
                 losses.append(loss)

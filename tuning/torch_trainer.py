@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from protocol.tensors import NOTHING
 from tuning import optimizers
 from tuning.step import cross_entropies
 
@@ -44,6 +45,9 @@ class TorchTrainer:
         parameters = dict(self._module.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_(False)
+        self._weights = parameters
+        # Frozen weights that are moved at present, as they were before.
+        self._moved: dict[str, torch.Tensor] = {}
         self._trained = {
             name: parameters[inside].requires_grad_(True)
             for name, inside in sorted(tuned.trainable.items())
@@ -59,9 +63,11 @@ class TorchTrainer:
         seed: int,
         most_steps: int = 0,
         frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """As `edge_runtime.OnnxTrainer.fit`."""
-        self._load(tensors)
+        self._load(tensors, offset)
         held = {name: torch.from_numpy(value).to(self._device) for name, value in data.items()}
         labels = held.pop("labels")
         rng = np.random.default_rng(seed)
@@ -73,6 +79,7 @@ class TorchTrainer:
             parameter.requires_grad_(name not in frozen)
         optimizer = self._optimizer(learning_rate)
         anchors = {name: value.detach().clone() for name, value in self._trained.items()}
+        corrections = {n: torch.from_numpy(v).to(self._device) for n, v in correction.items()}
         total = torch.zeros((), device=self._device)
         for rows, weight in zip(indices, weights, strict=True):
             # A ragged batch needs no padding here: nothing fixes the shape.
@@ -80,6 +87,9 @@ class TorchTrainer:
             optimizer.zero_grad(set_to_none=True)
             loss = self._losses({n: v[rows] for n, v in held.items()}, labels[rows]).mean()
             (loss + self._proximal_term(anchors)).backward()
+            for name, value in corrections.items():
+                if (gradient := self._trained[name].grad) is not None:
+                    gradient += value
             optimizer.step()
             total += loss.detach() * len(rows)
         trained = {
@@ -87,19 +97,21 @@ class TorchTrainer:
         }
         return trained, {"loss": float(f"{float(total / weights.sum()):.6g}")}
 
-    def evaluate(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
+    ) -> dict[str, float]:
         """As `edge_runtime.OnnxTrainer.evaluate`."""
-        losses, correct = self.evaluate_samples(tensors, data)
+        losses, correct = self.evaluate_samples(tensors, data, offset=offset)
         return {
             "loss": float(f"{float(losses.mean()):.6g}"),
             "accuracy": float(f"{float(correct.mean()):.6g}"),
         }
 
     def evaluate_samples(
-        self, tensors: Tensors, data: Mapping[str, np.ndarray]
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `edge_runtime.OnnxTrainer.evaluate_samples`."""
-        self._load(tensors)
+        self._load(tensors, offset)
         losses, correct = [], []
         with torch.no_grad():
             for start in range(0, len(data["labels"]), EVALUATION_ROWS):
@@ -111,8 +123,14 @@ class TorchTrainer:
                 correct.append((scores.argmax(-1) == labels).float().cpu().numpy())
         return np.concatenate(losses), np.concatenate(correct)
 
-    def _load(self, tensors: Tensors) -> None:
+    def _load(self, tensors: Tensors, offset: Tensors) -> None:
         with torch.no_grad():
+            for name in self._moved.keys() - offset.keys():
+                self._weights[name].copy_(self._moved.pop(name))
+            for name, change in offset.items():
+                weight = self._weights[name]
+                before = self._moved.setdefault(name, weight.detach().clone())
+                weight.copy_(before + torch.from_numpy(change).to(self._device))
             for name, parameter in self._trained.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
 

@@ -23,11 +23,11 @@ from typing import ClassVar
 import numpy as np
 
 from aggregation.gathered import checked_row, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.mergers.task_arithmetic import TaskArithmetic
 from aggregation.mergers.weighted_mean import MeanState
 from aggregation.settings import require_number
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,12 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.gathered import Gathered, checked_row, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.mergers.ties import TIES
 from aggregation.mergers.weighted_mean import MeanState, WeightedMean
 from aggregation.settings import require_number
 from aggregation.vectors import shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 _ROUNDS: Final = "rounds"
 

@@ -31,9 +31,9 @@ from aggregation.mergers.factors import (
     product_norm,
     require_pairs,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from protocol.factors import FactorPair
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 # Of the norms of B̄ and Ā: below this a residual is rounding errors of float64.
 _NEGLIGIBLE: Final = 1e-12

@@ -19,10 +19,10 @@ from aggregation.mergers.factors import (
     require_pairs,
     require_unchanged,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.mergers.weighted_mean import MeanState
 from protocol.factors import FactorPair
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,9 +27,9 @@ from aggregation.mergers.factors import (
     rounded,
     truncated,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from protocol.factors import FactorPair
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,9 +29,9 @@ from aggregation.mergers.factors import (
     require_pairs,
     rounded,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from protocol.factors import FactorPair
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -32,17 +32,25 @@ from aggregation.gathered import (
     nothing_gathered,
     require_some,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.vectors import require_floats, shaped
 from protocol.errors import SpecError
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
-Evaluate = Callable[[Tensors], float]  # a change to the current tensors to an accuracy, 0 to 1
+Evaluate = Callable[[Tensors], float]  # tensors to an accuracy, 0 to 1
+
+
+class SoupState(NamedTuple):
+    """What has been added, and what it is a change of."""
+
+    updates: Gathered
+    current: Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GreedySoup:
-    """The greedy soup of a round's updates."""
+    """The greedy soup of a round's updates; `evaluate` is given the current tensors changed by it,
+    or the change where `init` was given none."""
 
     name: ClassVar[str] = "greedy-soup"
     sum_only: ClassVar[bool] = False
@@ -57,18 +65,28 @@ class GreedySoup:
 
     def init(
         self, spec: ParamSpec, *, current: Tensors = NOTHING, memory: Tensors = NOTHING
-    ) -> Gathered:
-        """No rows."""
-        return nothing_gathered(spec, memory)
+    ) -> SoupState:
+        """No rows. Raises: MergeError for current tensors that do not fit the spec."""
+        if current and (problem := spec.mismatch(current)):
+            raise MergeError(f"current tensors: {problem}")
+        return SoupState(nothing_gathered(spec, memory), current)
 
-    def add(self, state: Gathered, update: Tensors, weight: float, *, client: str = "") -> Gathered:
+    def add(
+        self, state: SoupState, update: Tensors, weight: float, *, client: str = ""
+    ) -> SoupState:
         """One update more; `weight` is checked and does not count."""
-        return gathered(state, update, weight, client)
+        return SoupState(gathered(state.updates, update, weight, client), state.current)
 
-    def finish(self, state: Gathered) -> Merged:
+    def finish(self, state: SoupState) -> Merged:
         """The soup. Raises: MergeError if an accuracy is not a finite number."""
-        require_some(self.name, len(state))
-        return Merged(delta=_soup(state.spec, len(state), state.rows.row, self.evaluate))
+        updates, current = state
+        require_some(self.name, len(updates))
+
+        def accuracy(delta: Tensors) -> float:
+            changed = {name: before + delta[name] for name, before in current.items()}
+            return self.evaluate(changed or delta)
+
+        return Merged(delta=_soup(updates.spec, len(updates), updates.rows.row, accuracy))
 
 
 def greedy_soup(candidates: Sequence[Tensors], evaluate: Evaluate) -> dict[str, np.ndarray]:

@@ -33,10 +33,10 @@ from typing import ClassVar
 import numpy as np
 
 from aggregation.gathered import checked_row, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.settings import require_number
 from aggregation.vectors import checked_weight, named, require_floats, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

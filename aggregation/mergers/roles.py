@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from aggregation.mergers.fedsa_lora import FedSALoRA
 from aggregation.mergers.ffa_lora import FFALoRA
-from aggregation.mergers.merger import NOTHING, Merger
+from aggregation.mergers.merger import Merger
 from aggregation.mergers.rolora import RoLoRA
-from protocol.tensors import Tensors
+from protocol.tensors import NOTHING, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,10 +31,10 @@ from aggregation.gathered import (
     require_some,
     with_row,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.settings import require_number
 from aggregation.vectors import checked_weight, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

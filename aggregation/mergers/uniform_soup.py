@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from aggregation.gathered import require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.mergers.weighted_mean import MeanState, WeightedMean
 from aggregation.vectors import checked_weight
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,9 @@ from typing import ClassVar, Final
 import numpy as np
 
 from aggregation.errors import MergeError
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.vectors import checked_weight, require_floats, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 TOGETHER: Final = 16
 _BLOCK: Final = 8192  # values; 64 KiB of sums

@@ -26,11 +26,11 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.gathered import Gathered, gathered, nothing_gathered, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.robust.distances import squared_norm
 from aggregation.settings import require_integer, require_number
 from aggregation.vectors import named, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 _PREFIX: Final = "centre/"
 

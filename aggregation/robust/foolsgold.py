@@ -36,11 +36,11 @@ from aggregation.gathered import (
     require_some,
     with_row,
 )
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.robust.distances import inner_products
 from aggregation.stack import Stack
 from aggregation.vectors import checked_weight, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 _PREFIX: Final = "history/"
 _ROUNDING: Final = 1e-12  # of 1 - cosine, for sums kept in float32

@@ -25,11 +25,11 @@ from typing import ClassVar, Final
 import numpy as np
 
 from aggregation.gathered import Gathered, gathered, nothing_gathered, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.robust.distances import squared_norm
 from aggregation.settings import require_integer, require_number
 from aggregation.vectors import shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 TOLERANCE: Final = 1e-6  # of the median distance
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.gathered import Gathered, gathered, nothing_gathered, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.robust.distances import squared_distances
 from aggregation.settings import require_integer
 from aggregation.vectors import shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,12 @@ from typing import ClassVar
 import numpy as np
 
 from aggregation.gathered import Gathered, checked_row, gathered, nothing_gathered, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.mergers.weighted_mean import MeanState
 from aggregation.robust.distances import squared_norm
 from aggregation.settings import require_number
 from aggregation.vectors import checked_weight, require_floats, shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

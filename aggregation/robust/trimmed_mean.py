@@ -20,10 +20,10 @@ from typing import ClassVar
 import numpy as np
 
 from aggregation.gathered import Gathered, gathered, nothing_gathered, require_some
-from aggregation.mergers.merger import NOTHING, Merged
+from aggregation.mergers.merger import Merged
 from aggregation.settings import require_number
 from aggregation.vectors import shaped
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,25 +8,20 @@ Each client's batches, in their order, are those that it would train on alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from client_sdk.updates import (
-    close_evaluation,
-    close_update,
-    frozen_names,
-    open_plan,
-    sample_count,
-)
+from client_sdk.updates import close_evaluation, close_update, frozen_names, sample_count
+from client_sdk.work import Work, open_plan
 from edge_runtime import batch_plan
+from edge_runtime.session import same
 from edge_runtime.trainer import initial_state, mean_loss, rounded
 from edge_runtime.training_loop import batch_of
 from protocol.manifest import Manifest
-from protocol.plan import Plan
-from protocol.tensors import Tensors
+from protocol.tensors import NOTHING, Tensors
 from simulations.backends.prepared import PreparedClient
 
 Steps = Iterator[Mapping[str, np.ndarray]]
@@ -43,24 +38,33 @@ class CohortLoop(Protocol):
         learning_rate: float,
         *,
         frozen: Collection[str],
+        offset: Tensors,
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Tensors [clients, ...] in and out; losses [steps, clients]."""
         ...
 
 
-# Cross-entropy and correctness of every sample under some tensors: two float32 [samples].
-EvaluateSamples = Callable[[Tensors, Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+class EvaluateSamples(Protocol):
+    """As `edge_runtime.trainer.OnnxTrainer.evaluate_samples`."""
+
+    def __call__(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cross-entropy and correctness of every sample: two float32 [samples]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Fit:
     """One client's part of a round."""
 
     client: PreparedClient
-    plan: Plan
-    start: Mapping[str, np.ndarray]
+    work: Work
     indices: np.ndarray  # [steps, batch]
     weights: np.ndarray  # [steps, batch]
+
+
+_Evaluation = tuple[PreparedClient, Work]
 
 
 class CohortClients:
@@ -82,21 +86,26 @@ class CohortClients:
         self._evaluate_samples = evaluate_samples
         self._clients = {client.id: client for client in clients}
         self._names = [name for name, _ in manifest.inputs]
+        self._offset: Mapping[str, np.ndarray] = NOTHING
 
     def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
         """Answer (client, kind, plan) for all of them; what goes wrong for one is its answer."""
-        fits: list[_Work] = []
-        evaluations: list[tuple[PreparedClient, Plan, Tensors]] = []
+        fits: list[_Fit] = []
+        evaluations: list[_Evaluation] = []
         for name, _, blob in work:
             client = self._clients[name]
             try:
-                plan, start = open_plan(blob, self._manifest, self._initial, client.memory)
+                opened = open_plan(blob, self._manifest, self._initial, client.memory)
             except Exception as fault:
                 # As on a device: the coordinator hears of it, and the round goes on.
                 yield name, fault
                 continue
+            # All clients have the same frozen weights: they are in memory once.
+            self._offset = opened.offset if not same(opened.offset, self._offset) else self._offset
+            opened = replace(opened, offset=self._offset)
+            plan = opened.plan
             if plan.task == "evaluate":
-                evaluations.append((client, plan, start))
+                evaluations.append((client, opened))
                 continue
             indices, weights = batch_plan(
                 sample_count(client.fit),
@@ -105,24 +114,28 @@ class CohortClients:
                 np.random.default_rng(plan.seed),
                 most_steps=plan.local_steps,
             )
-            fits.append(_Work(client, plan, start, indices, weights))
+            fits.append(_Fit(client, opened, indices, weights))
         # Longest first, then by name: the grouping depends on nothing but the work itself.
         fits.sort(key=lambda item: (-len(item.indices), item.client.id))
         for first in range(0, len(fits), self._size):
             yield from self._fit(fits[first : first + self._size])
         yield from self._evaluate(evaluations)
 
-    def _fit(self, group: Sequence[_Work]) -> Iterator[tuple[str, bytes | Exception]]:
+    def _fit(self, group: Sequence[_Fit]) -> Iterator[tuple[str, bytes | Exception]]:
         # Places without a client repeat the first one's data at weight 0.
         places = [*group, *[group[0]] * (self._size - len(group))]
-        plan = group[0].plan
-        starts = [item.start for item in places]
+        first = group[0].work
+        starts = [item.work.start for item in places]
+        states = [
+            initial_state(self._manifest, item.work.start, item.work.correction) for item in places
+        ]
         trained, losses = self._loop.run(
             _stacked(starts),
-            _stacked([initial_state(self._manifest, start) for start in starts]),
+            _stacked(states),
             self._steps(places, len(group)),
-            plan.learning_rate,
-            frozen=frozen_names(plan, self._manifest),
+            first.plan.learning_rate,
+            frozen=frozen_names(first.plan, self._manifest),
+            offset=first.offset,
         )
         for place, item in enumerate(group):
             steps = len(item.indices)
@@ -131,14 +144,12 @@ class CohortClients:
                 own = {name: value[place] for name, value in trained.items()}
                 samples = sample_count(item.client.fit)
                 memory = item.client.memory
-                blob = close_update(
-                    item.plan, self._manifest, item.start, own, metrics, samples, memory
-                )
+                blob = close_update(item.work, self._manifest, own, metrics, samples, memory)
                 yield item.client.id, blob
             except Exception as fault:
                 yield item.client.id, fault
 
-    def _steps(self, places: Sequence[_Work], filled: int) -> Steps:
+    def _steps(self, places: Sequence[_Fit], filled: int) -> Steps:
         batch = places[0].indices.shape[1]
         for number in range(len(places[0].indices)):
             rows = []
@@ -154,37 +165,35 @@ class CohortClients:
                 "weight": weight,
             }
 
-    def _evaluate(
-        self, group: Sequence[tuple[PreparedClient, Plan, Tensors]]
-    ) -> Iterator[tuple[str, bytes | Exception]]:
+    def _evaluate(self, group: Sequence[_Evaluation]) -> Iterator[tuple[str, bytes | Exception]]:
         """All held-out samples in one go, where the tensors are the same for every client."""
-        full = [item for item in group if sample_count(item[0].held_out)]
-        for client, plan, _ in group:
+        alike: dict[int, list[_Evaluation]] = {}
+        for client, work in group:
             if not sample_count(client.held_out):
-                yield client.id, close_evaluation(plan, {}, 0)
-        own = [item for item in full if item[1].sends != "all"]
-        for item in own:
-            yield from self._evaluated([item], item[2])
-        if alike := [item for item in full if item[1].sends == "all"]:
-            yield from self._evaluated(alike, alike[0][2])
+                yield client.id, close_evaluation(work.plan, {}, 0)
+            elif work.plan.sends != "all":
+                yield from self._evaluated([(client, work)])
+            else:
+                alike.setdefault(work.plan.rank, []).append((client, work))
+        for some in alike.values():
+            yield from self._evaluated(some)
 
-    def _evaluated(
-        self, full: Sequence[tuple[PreparedClient, Plan, Tensors]], tensors: Tensors
-    ) -> Iterator[tuple[str, bytes | Exception]]:
+    def _evaluated(self, full: Sequence[_Evaluation]) -> Iterator[tuple[str, bytes | Exception]]:
         together = {
-            name: np.concatenate([client.held_out[name] for client, _, _ in full])
+            name: np.concatenate([client.held_out[name] for client, _ in full])
             for name in (*self._names, "labels")
         }
-        losses, correct = self._evaluate_samples(tensors, together)
+        work = full[0][1]
+        losses, correct = self._evaluate_samples(work.start, together, offset=work.offset)
         start = 0
-        for client, plan, _ in full:
+        for client, own in full:
             part = slice(start, start + sample_count(client.held_out))
             start = part.stop
             metrics = {
                 "loss": rounded(float(losses[part].mean())),
                 "accuracy": rounded(float(correct[part].mean())),
             }
-            yield client.id, close_evaluation(plan, metrics, part.stop - part.start)
+            yield client.id, close_evaluation(own.plan, metrics, part.stop - part.start)
 
 
 def _stacked(parts: Sequence[Tensors]) -> dict[str, np.ndarray]:

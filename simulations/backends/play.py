@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
-
-import numpy as np
 
 from client_sdk.memory import FolderMemory
+from client_sdk.updates import sample_count
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
-from coordinator.rounds import run_rounds
+from coordinator.rounds import Result, run_rounds
 from coordinator.server_app import FlowerLink, make_server_app
 from edge_runtime import batch_plan, preprocess
 from edge_runtime.bundle import Bundle
@@ -29,7 +27,7 @@ from simulations.setup import Setup
 from tuning.compiler import cohort_graph
 
 # Plans that wait in memory at once, at most: the Grid keeps each message whole.
-_MAX_WAITING_BYTES: Final = 512 * 2**20
+_MAX_WAITING_BYTES = 512 * 2**20
 
 
 # What stands between the coordinator and the clients of this process, given the bundle's manifest.
@@ -49,21 +47,29 @@ def play(
     on_round: Callable[[RoundReport], None],
     *,
     wrap: Wrap = as_they_are,
-) -> dict[str, np.ndarray]:
-    """Run all rounds of the job that the journal does not hold yet; the final tensors.
+) -> Result:
+    """Run all rounds of the job that the journal does not hold yet; what they come to.
 
     `wrap` may change what clients answer; clients on Ray are beyond its reach.
     """
     trainer = OnnxTrainer(bundle)
-    test = preprocess(bundle.manifest.preprocessing, setup.federation.test)
-    finals: list[Tensors] = []
+    federation, preprocessing = setup.federation, bundle.manifest.preprocessing
+    test = preprocess(preprocessing, federation.test)
+    results: list[Result] = []
 
-    def evaluate(tensors: Tensors) -> Mapping[str, float]:
-        return trainer.evaluate(tensors, test)
+    def evaluate(tensors: Tensors, offset: Tensors) -> Mapping[str, float]:
+        return trainer.evaluate(tensors, test, offset=offset)
+
+    choose_by = None
+    if sample_count(federation.validation):
+        validation = preprocess(preprocessing, federation.validation)
+
+        def choose_by(tensors: Tensors) -> float:
+            return trainer.evaluate(tensors, validation)["accuracy"]
 
     def rounds(link: FlowerLink) -> None:
         spec, initial = bundle.manifest.trainable, bundle.initial()
-        final = run_rounds(
+        result = run_rounds(
             setup.job,
             spec,
             initial,
@@ -72,8 +78,9 @@ def play(
             on_round,
             evaluate,
             pairs=bundle.manifest.pairs,
+            choose_by=choose_by,
         )
-        finals.append(final)
+        results.append(result)
 
     if setup.job.simulation.backend == "ray":
         _play_on_ray(setup, bundle, run_folder, rounds)
@@ -92,7 +99,7 @@ def play(
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together
         rounds(FlowerLink(grid, clients=len(clients), window=window))
-    return {name: np.asarray(value) for name, value in finals[0].items()}
+    return results[0]
 
 
 def _local_clients(

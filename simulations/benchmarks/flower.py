@@ -11,11 +11,10 @@ from coordinator.bundles import recipe_of
 from coordinator.job import dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
-from coordinator.rounds import run_rounds
+from coordinator.rounds import Result, run_rounds
 from coordinator.server_app import FlowerLink, make_server_app
 from edge_runtime import batch_plan, open_bundle, preprocess
 from edge_runtime.trainer import OnnxTrainer
-from protocol.tensors import Tensors
 from simulations.backends import ray
 from simulations.benchmarks.runs import Outcome, signed_bundle
 from simulations.setup import Setup
@@ -60,22 +59,22 @@ def run_on_flower(
     test = preprocess(bundle.manifest.preprocessing, setup.federation.test)
     trainer = OnnxTrainer(bundle)
     reports: list[RoundReport] = []
-    finals: list[Tensors] = []
+    results: list[Result] = []
 
     with Journal(folder / "journal.sqlite") as journal:
 
         def rounds(link: FlowerLink) -> None:
-            final = run_rounds(
+            result = run_rounds(
                 setup.job,
                 bundle.manifest.trainable,
                 bundle.initial(),
                 link,
                 journal,
                 reports.append,
-                lambda tensors: trainer.evaluate(tensors, test),
+                lambda tensors, offset: trainer.evaluate(tensors, test, offset=offset),
                 pairs=bundle.manifest.pairs,
             )
-            finals.append(final)
+            results.append(result)
 
         ray.run_on_ray(
             make_server_app(rounds, clients=len(clients)),
@@ -83,4 +82,4 @@ def run_on_flower(
             clients=len(clients),
             cpus_per_client=cpus_per_client,
         )
-    return Outcome(tensors=finals[0], reports=tuple(reports))
+    return Outcome(tensors=results[0].tensors, reports=tuple(reports))

@@ -78,6 +78,7 @@ def set_up_with(job: Job, dataset: Dataset) -> Setup:
         data.clients,
         held_out=data.held_out,
         samples_per_client=data.samples_per_client,
+        validation=data.validation,
         seed=job.job.seed,
     )
     recipe = recipe_of(job, len(dataset.class_names))
@@ -110,8 +111,8 @@ def run_job(setup: Setup, folder: Path, *, wrap: Wrap = as_they_are) -> Outcome:
     bundle = signed_bundle(setup, folder)
     reports: list[RoundReport] = []
     with Journal(folder / "journal.sqlite") as journal:
-        tensors = play(setup, bundle, folder, journal, reports.append, wrap=wrap)
-    return Outcome(tensors=tensors, reports=tuple(reports))
+        result = play(setup, bundle, folder, journal, reports.append, wrap=wrap)
+    return Outcome(tensors=result.tensors, reports=tuple(reports))
 
 
 def pooled(setup: Setup) -> dict[str, np.ndarray]:

@@ -12,10 +12,11 @@ import pytest
 
 from aggregation.codecs import codec_named
 from client_sdk.errors import PlanError, TrainingError
-from client_sdk.updates import close_update, open_plan, respond
+from client_sdk.updates import close_update, respond
+from client_sdk.work import Work, open_plan
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.plan import Plan, pack_plan
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 from protocol.update import unpack_update
 
 TENSORS = {"a": np.linspace(-1, 1, 40, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
@@ -46,6 +47,7 @@ PLAN = Plan(
     seed=9,
     max_update_bytes=10_000,
 )
+WORK = Work(plan=PLAN, start=TENSORS)
 FIT = {"x": np.ones((7, 2), np.float32), "labels": np.zeros(7, np.int64)}
 HELD_OUT = {"x": np.ones((2, 2), np.float32), "labels": np.zeros(2, np.int64)}
 
@@ -66,12 +68,16 @@ class PlusOne:
         seed: int,
         most_steps: int = 0,
         frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
     ) -> tuple[Tensors, Mapping[str, float]]:
         self.asked.append((len(data["labels"]), learning_rate, epochs, seed, most_steps))
         trained = {name: value + (name not in frozen) for name, value in tensors.items()}
         return trained, {"loss": 0.25}
 
-    def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
+    def evaluate(
+        self, tensors: Tensors, data: Tensors, *, offset: Tensors = NOTHING
+    ) -> Mapping[str, float]:
         return {"accuracy": 0.5, "loss": float(np.float32(len(data["labels"])))}
 
 
@@ -119,7 +125,7 @@ def test_trainer_is_told_what_the_plan_says() -> None:
 
 def test_difference_is_taken_from_what_the_client_saw_when_the_downlink_is_lossy() -> None:
     plan = replace(PLAN, downlink_codec="float16")
-    _, seen = open_plan(blob_of(plan), MANIFEST, TENSORS)
+    seen = open_plan(blob_of(plan), MANIFEST, TENSORS).start
     assert not np.array_equal(seen["a"], TENSORS["a"])
     _, payload = unpack_update(answer(blob_of(plan)), max_bytes=10_000)
     delta = codec_named("float32").decode(payload, MANIFEST.trainable, 10_000)
@@ -169,12 +175,14 @@ def test_plan_is_refused_when_it_is_not_for_this_client(blob: bytes, words: str)
 
 def test_training_is_refused_when_it_gave_other_or_infinite_tensors() -> None:
     with pytest.raises(TrainingError, match='"b" is missing'):
-        close_update(PLAN, MANIFEST, TENSORS, {"a": TENSORS["a"]}, {}, 7)
+        close_update(WORK, MANIFEST, {"a": TENSORS["a"]}, {}, 7)
     wild = {**TENSORS, "b": np.full((2, 2), np.inf, np.float32)}
     with pytest.raises(TrainingError, match=r"learning rate 0\.5 may be too high"):
-        close_update(PLAN, MANIFEST, TENSORS, wild, {}, 7)
+        close_update(WORK, MANIFEST, wild, {}, 7)
 
 
 def test_update_is_refused_when_it_exceeds_the_plans_budget() -> None:
     with pytest.raises(TrainingError, match="expected at most 100 bytes"):
-        close_update(replace(PLAN, max_update_bytes=100), MANIFEST, TENSORS, TENSORS, {}, 7)
+        close_update(
+            replace(WORK, plan=replace(PLAN, max_update_bytes=100)), MANIFEST, TENSORS, {}, 7
+        )

@@ -16,7 +16,7 @@ from coordinator.job import Job
 from coordinator.link import Failure, Outgoing
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.rejection import RejectionCode
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 INITIAL = {
     "b": np.zeros(3, np.float32),
@@ -37,6 +37,8 @@ class DriftTrainer:
         seed: int,
         most_steps: int = 0,
         frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
     ) -> tuple[Tensors, Mapping[str, float]]:
         rng = np.random.default_rng(seed)
         goal = np.float32(data["x"].mean())
@@ -48,7 +50,9 @@ class DriftTrainer:
         }
         return trained, {"loss": float(abs(goal))}
 
-    def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
+    def evaluate(
+        self, tensors: Tensors, data: Tensors, *, offset: Tensors = NOTHING
+    ) -> Mapping[str, float]:
         return {"accuracy": float(1 / (1 + abs(data["x"].mean()))), "loss": 1.0}
 
 

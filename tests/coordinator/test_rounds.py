@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from aggregation.codecs import codec_named
 from client_sdk.memory import FolderMemory
+from coordinator.clients import choose_clients, client_seed
 from coordinator.errors import NoClientsError
 from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.link import Failure
 from coordinator.reports import RoundReport
-from coordinator.rounds import choose_clients, client_seed, in_order, run_rounds
+from coordinator.rounds import in_order, run_rounds
 from coordinator.sections import AggregationSection, DataSection, RoundsSection, UpdateSection
 from protocol.plan import unpack_plan
 from protocol.rejection import RejectionCode
@@ -37,7 +38,7 @@ JOB = Job(
 MakeLink = Callable[..., Any]
 
 
-def accuracy_of(tensors: Tensors) -> Mapping[str, float]:
+def accuracy_of(tensors: Tensors, offset: Tensors) -> Mapping[str, float]:
     return {"accuracy": 0.5, "loss": float(np.abs(tensors["w"]).mean())}
 
 
@@ -46,7 +47,7 @@ def play(
 ) -> tuple[Tensors, list[RoundReport]]:
     reports: list[RoundReport] = []
     with Journal(path) as journal:
-        tensors = run_rounds(
+        result = run_rounds(
             job,
             ParamSpec.of(initial),
             initial,
@@ -55,7 +56,7 @@ def play(
             on_round or reports.append,
             accuracy_of,
         )
-    return tensors, reports
+    return result.tensors, reports
 
 
 def same_bits(left: Tensors, right: Tensors) -> bool:
@@ -422,7 +423,7 @@ def test_test_that_gives_nan_is_noted_and_the_run_goes_on(
             make_link(job, CLIENTS),
             journal,
             reports.append,
-            lambda tensors: {"accuracy": 0.0, "loss": float("nan")},
+            lambda tensors, offset: {"accuracy": 0.0, "loss": float("nan")},
         )
     assert [(r.accuracy, r.loss, r.note) for r in reports] == [(0.0, None, "test: loss is nan")] * 2
 

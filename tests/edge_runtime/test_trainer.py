@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edge_runtime import DataError, TrainingError, batch_plan
+from edge_runtime.session import open_session
 from edge_runtime.trainer import OnnxTrainer, check_data, initial_state, mean_loss, rounded
-from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
+from edge_runtime.training_loop import TrainingLoop, batch_of
 
 
 def test_fit_runs_the_plan_of_its_seed(make_bundle: Callable[..., Any]) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edge_runtime import TrainingError
+from edge_runtime.session import open_session
 from edge_runtime.trainer import initial_state
-from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
+from edge_runtime.training_loop import TrainingLoop, batch_of
 
 
 def steps_of(made: Any, count: int) -> list[dict[str, np.ndarray]]:

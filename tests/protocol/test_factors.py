@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from protocol import SpecError
-from protocol.factors import FactorPair, check_pairs, chosen
+from protocol.factors import FactorPair, at_rank, check_pairs, chosen, cut, filled
 from protocol.tensors import ParamSpec
 
 SPEC = ParamSpec.of(
@@ -60,3 +60,32 @@ def test_pairs_that_do_not_fit_are_refused(pairs: list[FactorPair], message: str
 def test_pair_is_refused(down: str, up: str, scale: float) -> None:
     with pytest.raises(SpecError):
         FactorPair(down=down, up=up, scale=scale)
+
+
+def test_a_smaller_rank_has_the_first_rows_and_columns() -> None:
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(e.shape).astype("f4") for name, e in SPEC.entries}
+    small = cut(tensors, 1, PAIRS)
+    assert at_rank(1, SPEC, PAIRS) == ParamSpec.of(small)
+    assert small["head"] is tensors["head"]
+    np.testing.assert_array_equal(small["q.A"], tensors["q.A"][:1])
+    np.testing.assert_array_equal(small["q.B"], tensors["q.B"][:, :1])
+    again = filled(small, SPEC)
+    assert SPEC.mismatch(again) is None
+    np.testing.assert_array_equal(again["q.B"] @ again["q.A"], small["q.B"] @ small["q.A"])
+    assert not again["q.A"][1:].any() and not again["q.B"][:, 1:].any()
+
+
+def test_rank_0_and_ranks_above_the_spec_s_change_nothing() -> None:
+    tensors = {name: np.ones(e.shape, "f4") for name, e in SPEC.entries}
+    assert at_rank(0, SPEC, PAIRS) is SPEC and cut(tensors, 0, PAIRS) is tensors
+    assert at_rank(9, SPEC, PAIRS) == SPEC == ParamSpec.of(cut(tensors, 9, PAIRS))
+
+
+@pytest.mark.parametrize("base", [7, "", "x" * 600])
+def test_a_base_is_the_name_of_a_weight_or_empty(base: object) -> None:
+    if base == "":
+        assert FactorPair(down="a", up="b", scale=1.0, base="").base == ""
+        return
+    with pytest.raises(SpecError, match="pair: base"):
+        FactorPair(down="a", up="b", scale=1.0, base=base)  # type: ignore[arg-type]

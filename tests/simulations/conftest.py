@@ -18,6 +18,7 @@ class Played:
 
     tensors: dict[str, np.ndarray]
     reports: list[Any] = field(default_factory=list)
+    offset: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +68,8 @@ def play_rounds(
         bundle = sign_setup(setup, folder / "bundle")
         played = Played({})
         with Journal(folder / "journal.sqlite") as journal:
-            played.tensors = play(setup, bundle, folder, journal, played.reports.append)
+            result = play(setup, bundle, folder, journal, played.reports.append)
+            played.tensors, played.offset = dict(result.tensors), dict(result.offset)
         return played
 
     return run

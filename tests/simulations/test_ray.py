@@ -28,7 +28,7 @@ from coordinator.sections import DataSection, RoundsSection
 from coordinator.server_app import FlowerLink, make_server_app
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.rejection import RejectionCode
-from protocol.tensors import ParamSpec, Tensors
+from protocol.tensors import NOTHING, ParamSpec, Tensors
 from simulations.backends.ray import Engine, client_app, run_on_ray, write_client
 from simulations.grid import InProcessGrid
 
@@ -59,6 +59,8 @@ class DriftTrainer:
         seed: int,
         most_steps: int = 0,
         frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
     ) -> tuple[Tensors, Mapping[str, float]]:
         goal = np.float32(data["x"].mean())
         if goal == 2:
@@ -67,7 +69,9 @@ class DriftTrainer:
         step = np.float32(learning_rate)
         return {"w": tensors["w"] + step * (goal - tensors["w"] + noise)}, {"loss": float(goal)}
 
-    def evaluate(self, tensors: Tensors, data: Tensors) -> Mapping[str, float]:
+    def evaluate(
+        self, tensors: Tensors, data: Tensors, *, offset: Tensors = NOTHING
+    ) -> Mapping[str, float]:
         return {"accuracy": float(data["x"].mean()) / 4}
 
 
@@ -104,16 +108,16 @@ def bundle(tmp_path: Path) -> Path:
 def play(link: Link, path: Path) -> tuple[Tensors, list[RoundReport]]:
     reports: list[RoundReport] = []
     with Journal(path) as journal:
-        tensors = run_rounds(
+        result = run_rounds(
             JOB,
             ParamSpec.of(INITIAL),
             INITIAL,
             link,
             journal,
             reports.append,
-            lambda tensors: {"accuracy": 0.0},
+            lambda tensors, offset: {"accuracy": 0.0},
         )
-    return tensors, reports
+    return result.tensors, reports
 
 
 def in_process(bundle: Path, path: Path) -> tuple[Tensors, list[RoundReport]]:

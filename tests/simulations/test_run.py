@@ -16,7 +16,7 @@ from coordinator.job import load_job
 from coordinator.journal import Journal
 from coordinator.sections import RoundsSection, SimulationSection, UpdateSection
 from edge_runtime import open_bundle, preprocess
-from edge_runtime.training_loop import open_session
+from edge_runtime.session import open_session
 from protocol.signing import new_key, public_key_hex
 from simulations.datasets import load_dataset
 from simulations.errors import RunFolderError

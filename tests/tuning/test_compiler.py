@@ -19,8 +19,9 @@ import pytest
 from onnx.external_data_helper import uses_external_data
 from safetensors.numpy import load_file
 
+from edge_runtime.session import open_session
 from edge_runtime.trainer import OnnxTrainer, initial_state
-from edge_runtime.training_loop import TrainingLoop, batch_of, open_session
+from edge_runtime.training_loop import TrainingLoop, batch_of
 from tuning import compiler
 from tuning.compiler import Compiled, cohort_graph, compile_recipe, save_predict_weights
 from tuning.errors import BackboneError, CompileError, MethodError

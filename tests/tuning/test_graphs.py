@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edge_runtime.training_loop import open_session
+from edge_runtime.session import open_session
 from tuning import graphs
 from tuning.errors import CompileError
 

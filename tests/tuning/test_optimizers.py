@@ -91,6 +91,28 @@ def test_proximal_steps_are_those_on_the_loss_with_the_added_term(name: str) -> 
     assert not torch.allclose(tensors["a"], start["a"])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_correction_is_added_to_every_gradient_and_kept(decay: float) -> None:
+    spec = replace(spec_of("sgd", 0.0, decay), scaffold=True)
+    correction = torch.tensor([0.5, -0.25, 0.0])
+    start = {"a": torch.tensor([1.0, -2.0, 0.5])}
+    state = optimizers.initial_state(spec, start)
+    assert set(state) == {"correction/a"} and not state["correction/a"].any()
+    state = {"correction/a": correction}
+    tensors, expected = dict(start), start["a"].clone().requires_grad_()
+    reference = torch.optim.SGD([expected], lr=0.1, weight_decay=decay)
+    for _ in range(4):
+        tensors, state = optimizers.step(
+            spec, tensors, {"a": tensors["a"] ** 3}, state, torch.tensor(0.1)
+        )
+        reference.zero_grad()
+        # The correction as a linear term of the loss.
+        (expected.pow(4).sum() / 4 + (expected * correction).sum()).backward()
+        reference.step()
+    torch.testing.assert_close(tensors["a"], expected.detach(), rtol=0, atol=1e-6)
+    assert torch.equal(state["correction/a"], correction)
+
+
 def test_tensor_without_a_gradient_keeps_still_under_adamw() -> None:
     spec = spec_of("adamw", 0.0, 0.0)
     tensors = {"a": torch.tensor([1.0, -2.0])}

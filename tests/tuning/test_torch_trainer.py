@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.sections import TrainingSection
+from coordinator.sections import AggregationSection, TrainingSection
 from edge_runtime import batch_plan
 from edge_runtime.trainer import OnnxTrainer
 from tuning.torch_trainer import TorchTrainer
@@ -56,6 +56,41 @@ def test_torch_equals_onnxruntime_when_clients_are_held_near_the_start(
         return sum(float(np.square(value - start[name]).sum()) for name, value in tensors.items())
 
     assert moved(expected) < moved(unheld)
+
+
+def test_torch_equals_onnxruntime_with_corrections_and_moved_weights(
+    make_bundle: Callable[..., Any],
+) -> None:
+    training = TrainingSection(learning_rate=0.05, batch_size=4, scaffold=True)
+    uniform = AggregationSection(weighting="uniform")
+    made = make_bundle("lora", training=training, aggregation=uniform)
+    _, tuned = made.recipe.build()
+    by_torch = TorchTrainer(tuned, made.recipe.training, batch_plan=batch_plan)
+    by_onnx = OnnxTrainer(made.bundle, threads=1)
+    start, data = made.start(), made.data(11)
+    rng = np.random.default_rng(3)
+    correction = {
+        name: 0.1 * rng.standard_normal(value.shape).astype("f4") for name, value in start.items()
+    }
+    offset = {
+        pair.base: 0.1
+        * rng.standard_normal((start[pair.up].shape[0], start[pair.down].shape[1])).astype("f4")
+        for pair in made.bundle.manifest.pairs
+    }
+    options = {"learning_rate": 0.05, "epochs": 2, "seed": 6}
+    plain, _ = by_torch.fit(start, data, **options)
+    for extra in ({"correction": correction}, {"offset": offset}):
+        found, metrics = by_torch.fit(start, data, **options, **extra)
+        expected, expected_metrics = by_onnx.fit(start, data, **options, **extra)
+        assert metrics == pytest.approx(expected_metrics, abs=1e-5)
+        assert any(np.abs(found[name] - plain[name]).max() > 1e-3 for name in plain)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+    evaluated = by_torch.evaluate(plain, data, offset=offset)
+    assert evaluated == pytest.approx(by_onnx.evaluate(plain, data, offset=offset), abs=1e-4)
+    # What was moved for one call is where it was in the next.
+    again, _ = by_torch.fit(start, data, **options)
+    assert all(value.tobytes() == plain[name].tobytes() for name, value in again.items())
 
 
 def test_every_fit_starts_from_the_tensors_it_is_given(make_bundle: Callable[..., Any]) -> None:

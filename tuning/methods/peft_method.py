@@ -130,10 +130,18 @@ def _factor_pairs(module: nn.Module) -> tuple[FactorPair, ...]:
             down=public_name(f"{path}.lora_A.{ADAPTER}.weight"),
             up=public_name(f"{path}.lora_B.{ADAPTER}.weight"),
             scale=float(layer.scaling[ADAPTER]),
+            base=_base_weight(path, layer),
         )
         for path, layer in sorted(module.named_modules(), key=lambda item: item[0])
         if isinstance(layer, LoraLayer)
     )
+
+
+def _base_weight(path: str, layer: Any) -> str:
+    """The frozen weight's name where it is W0 [out, in]; a transposed one is not offered."""
+    from torch import nn
+
+    return f"{path}.base_layer.weight" if isinstance(layer.get_base_layer(), nn.Linear) else ""
 
 
 def _write_out_loha(module: nn.Module) -> None:
