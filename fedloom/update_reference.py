@@ -64,7 +64,8 @@ _MERGERS = """
 
 - **Honest clients, any method**: `weighted-mean`. Of LoRA factors it averages A and B apart, which
   is not the mean of the models: `ffa-lora` and `rolora` are exact and send half of it, `flexlora`
-  is exact as far as its rank goes.
+  is exact as far as its rank goes. `method.name = "lora-sb"` trains r×r values a layer, whose mean
+  is exact.
 - **Clients that may lie**: `centred-clipping` or `geometric-median` with `factors = "up"` and
   `weighting = "uniform"`. Rules see A and B side by side: what is robust in the factors need not be
   in their product, unless one of them stands still. `fedloom bench aggregation` plays six attacks.
@@ -83,9 +84,10 @@ r, in values: *all* is r(d + k).
 
 _LIBRARY = """
 `import aggregation` has more than a job file can name so far: `FLoRA` and `FedExLoRA` (exact; they
-change the frozen weights, which a device cannot yet be sent), `LoRASB` (r×r cores, which no method
-here trains yet), `GreedySoup` (needs held-out data on the server). Mixed ranks are merged by the
-library; jobs give all clients one rank.
+change the frozen weights, which a device cannot yet be sent), `LoRASB` (r×r cores between frozen
+factors; in a job they are `method.name = "lora-sb"` with `weighted-mean`, which is the same mean),
+`GreedySoup` (needs held-out data on the server). Mixed ranks are merged by the library; jobs give
+all clients one rank.
 
 ## Server optimizers
 

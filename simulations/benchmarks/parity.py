@@ -40,6 +40,7 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     "full": {},
     "head": {},
     "lora": {"rank": 4},
+    "lora-sb": {"rank": 8},
     "ssf": {},
     "adapter": {"width": 16},
     "one-bit-adapter": {"width": 16},

@@ -152,6 +152,9 @@ def test_value_is_refused_when_out_of_range(line: str, allowed: str) -> None:
         ("[aggregation]\nmerger = 'bulyan:5'", "aggregation.merger"),
         ("[method]\nname = 'head'\n[aggregation]\nmerger = 'fedit'", "aggregation.merger"),
         ("[method]\nname = 'ssf'\n[aggregation]\nfactors = 'up'", "aggregation.factors"),
+        # A core stands between two factors, and has no pair that a merger of LoRA could take.
+        ("[method]\nname = 'lora-sb'\n[aggregation]\nmerger = 'rolora'", "aggregation.merger"),
+        ("[method]\nname = 'lora-sb'\n[aggregation]\nfactors = 'up'", "aggregation.factors"),
         ("[aggregation]\nmerger = 'rolora'\nfactors = 'up'", "aggregation.factors"),
         ("[data]\ndataset = 'debian-descriptions'", "backbone.name"),
         ("[backbone]\nname = 'all-minilm-l6-v2'", "backbone.name"),

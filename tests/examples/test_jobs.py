@@ -11,7 +11,8 @@ from coordinator.job import load_job
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 JOBS = sorted(EXAMPLES.glob("*.toml"))
 DIGITS = (
-    "lora", "head", "full", "ssf", "adapter", "one-bit-adapter", "one-bit-lora", "prompt"
+    "lora", "lora-sb", "head", "full", "ssf", "adapter", "one-bit-adapter", "one-bit-lora",
+    "prompt",
 )  # fmt: skip
 
 

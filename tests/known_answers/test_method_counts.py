@@ -55,6 +55,12 @@ def test_bi_lora_has_the_count_that_its_147_840_bytes_hold(vit_b_16: Path) -> No
     assert values // 8 + 48 * 8 == 147_840
 
 
+def test_lora_sb_has_r_squared_values_a_layer(vit_b_16: Path) -> None:
+    # two layers a block; LoRA has 32·(768 + 768) at each of them
+    assert added(vit_b_16, "lora-sb", {"rank": 32}, 100)[0] == 24 * 32**2
+    assert added(vit_b_16, "lora", {"rank": 32}, 100)[0] == 24 * 32 * (768 + 768)
+
+
 def test_quantiser_codes_are_the_quartiles_of_the_normal_distribution() -> None:
     assert pytest.approx(CODE, abs=1e-15) == NormalDist().inv_cdf(0.75)
     assert round(CODE, 4) == 0.6745

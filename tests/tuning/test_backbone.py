@@ -130,7 +130,7 @@ def test_means_must_have_one_value_a_channel(tiny_vit: Path, tmp_path: Path) -> 
         load_backbone(folder, classes=3, seed=0)
 
 
-@pytest.mark.parametrize("method", ["adapter", "prompt", "one-bit-lora", "lora"])
+@pytest.mark.parametrize("method", ["adapter", "prompt", "one-bit-lora", "lora", "lora-sb"])
 def test_family_that_is_not_listed_is_told_what_fits(tiny_vit: Path, method: str) -> None:
     from dataclasses import replace
 

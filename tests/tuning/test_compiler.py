@@ -28,8 +28,8 @@ from tuning.errors import BackboneError, CompileError, MethodError
 from tuning.recipe import Recipe
 
 METHODS = (
-    "full", "head", "lora", "ssf", "adapter", "one-bit-adapter", "one-bit-lora", "prompt",
-    "peft:LOHA", "peft:IA3",
+    "full", "head", "lora", "lora-sb", "ssf", "adapter", "one-bit-adapter", "one-bit-lora",
+    "prompt", "peft:LOHA", "peft:IA3",
 )  # fmt: skip
 CASES = [
     *((method, "image", "sgd") for method in METHODS),
@@ -100,7 +100,7 @@ def test_predict_equals_the_unfolded_network_when_tensors_are_trained(
         np.testing.assert_allclose(predict(rows), expected[:rows], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["ssf", "lora", "one-bit-lora", "full", "peft:LOHA"])
+@pytest.mark.parametrize("method", ["ssf", "lora", "lora-sb", "one-bit-lora", "full", "peft:LOHA"])
 def test_folded_graph_is_as_small_as_the_plain_backbone(
     make_tuned: Callable[..., Any], method: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_folded_graph_is_as_small_as_the_plain_backbone(
     assert nodes(method) == nodes("head")
 
 
-@pytest.mark.parametrize("method", ["lora", "ssf", "full"])
+@pytest.mark.parametrize("method", ["lora", "lora-sb", "ssf", "full"])
 def test_weights_are_stored_once_and_graphs_refer_to_them(
     make_tuned: Callable[..., Any], method: str
 ) -> None:
@@ -177,10 +177,12 @@ def test_cached_job_is_read_without_building_or_torch(
     assert in_process(made.recipe, code, PYTHONHASHSEED="77") == f"{made.compiled.folder} []"
 
 
+# LoRA-SB's factors are computed, not drawn.
+@pytest.mark.parametrize("method", ["lora", "lora-sb"])
 def test_two_compilations_give_the_same_bytes(
-    make_tuned: Callable[..., Any], tmp_path: Path
+    make_tuned: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
-    made = make_tuned("lora")
+    made = make_tuned(method)
     code = (
         "warnings.simplefilter('default')\n"
         "from tuning.compiler import compile_recipe, cohort_graph\n"

@@ -14,8 +14,8 @@ from edge_runtime.trainer import OnnxTrainer, initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of
 
 METHODS = (
-    "full", "head", "lora", "ssf", "adapter", "one-bit-adapter", "one-bit-lora", "prompt",
-    "peft:LOHA", "peft:IA3", "peft:LOKR", "peft:OFT", "peft:FOURIERFT",
+    "full", "head", "lora", "lora-sb", "ssf", "adapter", "one-bit-adapter", "one-bit-lora",
+    "prompt", "peft:LOHA", "peft:IA3", "peft:LOKR", "peft:OFT", "peft:FOURIERFT",
 )  # fmt: skip
 CASES = [
     *((method, "image", "sgd") for method in METHODS),

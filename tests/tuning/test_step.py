@@ -22,6 +22,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
     "head": {},
     "lora": {"rank": 2},
+    "lora-sb": {"rank": 2},
     "ssf": {},
     "adapter": {"width": 3},
     "one-bit-adapter": {"width": 3},

@@ -18,6 +18,7 @@ METHOD_NAMES = (
     "full",
     "head",
     "lora",
+    "lora-sb",
     "ssf",
     "adapter",
     "one-bit-adapter",
@@ -86,6 +87,10 @@ def method_class(name: str) -> Any:
             from tuning.methods.lora import LoRA
 
             return LoRA
+        case "lora-sb":
+            from tuning.methods.lora_sb import LoRASB
+
+            return LoRASB
         case "ssf":
             from tuning.methods.ssf import SSF
 

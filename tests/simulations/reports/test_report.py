@@ -221,6 +221,7 @@ def test_report_is_refused_when_a_file_is_damaged(
 def test_comparison_holds_every_run_in_table_plot_and_json(tmp_path: Path) -> None:
     methods = (
         "lora",
+        "lora-sb",
         "head",
         "full",
         "ssf",
