@@ -117,6 +117,11 @@ def described_merger(text: str) -> Merger[Any]:
     return merger_named(text, _SOME_PAIR, lambda tensors: 0.0)
 
 
+def is_robust(merger: Merger[Any]) -> bool:
+    """Whether it is a rule against clients that lie."""
+    return isinstance(merger, tuple(ROBUST.values()))
+
+
 def moves_base(merger: Merger[Any]) -> bool:
     """Whether it changes frozen weights, which is right only if its delta is applied as it is."""
     return isinstance(merger, FLoRA | FedExLoRA)

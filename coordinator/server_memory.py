@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from aggregation.offsets import changes_of
+from aggregation.mergers import BaseChange
+from aggregation.offsets import arrays_of, changes_of
 from coordinator.offsets import Offsets
 
 
@@ -29,6 +30,11 @@ class ServerMemory:
     def offsets(self) -> Offsets:
         """The last two together."""
         return Offsets(held=self.offset, change=changes_of(self.change))
+
+    def moved(self, change: Mapping[str, BaseChange]) -> ServerMemory:
+        """After plans have gone out, and `change` of frozen weights came of them."""
+        after = self.offsets.after(change)
+        return replace(self, offset=after.held, change=arrays_of(after.change))
 
     def joined(self) -> dict[str, np.ndarray]:
         """All of it under `part/name`."""

@@ -64,7 +64,7 @@ _MERGERS = """
 
 - **Honest clients, any method**: `weighted-mean`. Of LoRA factors it averages A and B apart, which
   is not the mean of the models: `ffa-lora` and `rolora` are exact and send half of it, `flexlora`
-  is exact as far as its rank goes. `method.name = "lora-sb"` trains r×r values a layer, whose mean
+  is exact as far as its rank goes, `flora` and `fedex-lora` are exact and send more down. `method.name = "lora-sb"` trains r×r values a layer, whose mean
   is exact.
 - **Clients that may lie**: `centred-clipping` or `geometric-median` with `factors = "up"` and
   `weighting = "uniform"`. Rules see A and B side by side: what is robust in the factors need not be
@@ -82,12 +82,23 @@ r, in values: *all* is r(d + k).
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
-_LIBRARY = """
-`import aggregation` has more than a job file can name so far: `FLoRA` and `FedExLoRA` (exact; they
-change the frozen weights, which a device cannot yet be sent), `LoRASB` (r×r cores between frozen
-factors; in a job they are `method.name = "lora-sb"` with `weighted-mean`, which is the same mean),
-`GreedySoup` (needs held-out data on the server). Mixed ranks are merged by the library; jobs give
-all clients one rank.
+_MORE = """
+*all + moved*: `flora` and `fedex-lora` are exact because what factors cannot hold goes into the
+frozen weights. Each round clients are sent how those have moved: at most Σ r_i(d + k) values a
+layer for who took part in the round before, d·k for everybody else. They need a server that adds
+the merged update as it is. A run's `adapter/` then holds `base_offset.safetensors` beside the
+adapter, which is of the moved backbone.
+
+- **Devices of several sizes**: `ranks = "4,8,16"` gives each client one of these ranks, by its name
+  and for good, with any merger that mixes ranks. `flexlora` cuts the result to the method's rank
+  and a note of the report says what that lost; `flora` and `fedex-lora` lose nothing.
+- **A core between frozen factors** (LoRA-SB): `method.name = "lora-sb"`, whose cores of r² values
+  the `weighted-mean` merges exactly.
+- **`greedy-soup`** chooses by an accuracy: `data.validation` sets a share of the test samples
+  apart for it, which is then not tested on.
+- **Clients whose gradients differ** (SCAFFOLD): `training.scaffold = true` with sgd and uniform
+  weights. Clients keep a control variate of every tensor; traffic doubles.
+- **Robust rules on both factors** judge A and B side by side, and a note of the report says so.
 
 ## Server optimizers
 
@@ -105,7 +116,7 @@ _TRAFFIC = {"all": "all", "up": "rd", "down": "rk", "down-only": "rk"}
 def update_reference() -> str:
     """The page, in Markdown."""
     from aggregation.mergers import roles_of
-    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, described_merger
+    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, described_merger, moves_base
 
     lines = [_HEAD + "\n".join(_codec_rows()), _MERGERS.rstrip("\n")]
     for name, kind in MERGERS.items():
@@ -116,11 +127,11 @@ def update_reference() -> str:
             *(_yes(getattr(merger, key)) for key in ("exact", "sum_only", "order_independent")),
             _yes(getattr(merger, "mixed_ranks", False)),
             "rd and rk in turn" if name == "rolora" else _TRAFFIC[roles.shares],
-            _TRAFFIC[roles.sends],
+            _TRAFFIC[roles.sends] + (" + moved" if moves_base(merger) else ""),
             _source(kind),
         ]
         lines.append(f"| {' | '.join(words)} |")
-    lines.append(_LIBRARY.rstrip("\n"))
+    lines.append(_MORE.rstrip("\n"))
     lines += [f"| `{name}` | {_source(kind)} |" for name, kind in SERVER_OPTIMIZERS.items()]
     return "\n".join(lines) + "\n"
 

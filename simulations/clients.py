@@ -123,15 +123,18 @@ def make_clients(
         )
     test, test_domains = _test_part(dataset, domains, seed)
     order = np.random.default_rng([seed, _VALIDATION]).permutation(len(test["labels"]))
-    apart = round(validation * len(order))
-    kept = np.sort(order[apart:])
+    set_apart, kept = np.split(order, [round(validation * len(order))])
+    validation_part = take(test, np.sort(set_apart))
+    if len(set_apart):
+        test = take(test, np.sort(kept))
+        test_domains = None if test_domains is None else test_domains[np.sort(kept)]
     return Federation(
         clients=tuple(clients),
         skipped=tuple(skipped),
         notes=_notes(column, parts, skipped, by_group=by_group),
-        test=take(test, kept),
-        validation=take(test, np.sort(order[:apart])),
-        test_domains=None if test_domains is None else test_domains[kept],
+        test=test,
+        validation=validation_part,
+        test_domains=test_domains,
     )
 
 

@@ -118,7 +118,7 @@ def _summary(
         "name": job.job.name,
         "method": job.method.name,
         "codec": _transport(job),
-        "merger": job.aggregation.merger + (", B only" * (job.aggregation.factors == "up")),
+        "merger": _merging(job),
         "backbone": compiled.backbone,
         "dataset": setup.dataset.name,
         "partition": job.data.partition,
@@ -148,6 +148,19 @@ def _summary(
         "job": job.hash(),
         "versions": versions(),
     }
+
+
+def _merging(job: Job) -> str:
+    """How updates are merged, in a few words."""
+    aggregation = job.aggregation
+    words = [aggregation.merger]
+    if aggregation.factors == "up":
+        words.append("B only")
+    if aggregation.ranks:
+        words.append(f"ranks {aggregation.ranks}")
+    if job.training.scaffold:
+        words.append("SCAFFOLD")
+    return ", ".join(words)
 
 
 def _transport(job: Job) -> str:

@@ -107,3 +107,19 @@ def test_candidates_that_cannot_be_merged_are_refused():
 def test_an_evaluator_that_cannot_be_called_is_refused():
     with pytest.raises(MergeError, match="evaluate: expected a callable"):
         GreedySoup(evaluate=0.5)
+
+
+@given(ROWS)
+def test_with_current_tensors_it_chooses_by_what_they_become(rows):
+    current = {"a": np.array([0.5, 0.5, -0.25], np.float32)}
+
+    def near_it(tensors) -> float:
+        return near({"a": tensors["a"] - current["a"]})
+
+    merger = GreedySoup(evaluate=near_it)
+    state = merger.init(ParamSpec.of(current), current=current)
+    for row in rows:
+        state = merger.add(state, {"a": row}, 1.0)
+    np.testing.assert_array_equal(merger.finish(state).delta["a"], merged(rows))
+    with pytest.raises(MergeError, match="current tensors"):
+        merger.init(ParamSpec.of(current), current={"a": np.zeros(2, "f4")})

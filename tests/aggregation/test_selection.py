@@ -10,6 +10,7 @@ from aggregation import (
     FedAvgM,
     FedYogi,
     FFALoRA,
+    GreedySoup,
     Krum,
     MergeError,
     TrimmedMean,
@@ -21,7 +22,11 @@ from aggregation.selection import (
     SERVER_OPTIMIZERS,
     described_merger,
     fewest_updates,
+    is_robust,
     merger_named,
+    mixes_ranks,
+    moves_base,
+    needs_accuracy,
     server_optimizer_named,
 )
 from protocol.factors import FactorPair
@@ -55,6 +60,29 @@ def test_settings_and_pairs_reach_the_merger() -> None:
 def test_a_merger_is_refused(text: str, message: str) -> None:
     with pytest.raises(MergeError, match=message):
         merger_named(text, ())
+
+
+def test_a_greedy_soup_is_given_what_it_chooses_by() -> None:
+    def accuracy(tensors: object) -> float:
+        return 0.5
+
+    merger = merger_named("greedy-soup", (), accuracy)
+    assert isinstance(merger, GreedySoup) and merger.evaluate is accuracy
+    with pytest.raises(MergeError, match="evaluate: expected a callable, found None"):
+        merger_named("greedy-soup", ())
+    with pytest.raises(MergeError, match="has no place"):
+        merger_named("greedy-soup:evaluate=x", (), accuracy)
+
+
+def test_what_a_job_has_to_know_of_a_merger() -> None:
+    def those(question: object) -> set[str]:
+        return {name for name in MERGERS if question(described_merger(name))}  # type: ignore[operator]
+
+    assert those(moves_base) == {"flora", "fedex-lora"}
+    assert those(mixes_ranks) == {"flora", "fedex-lora", "flexlora", "hetlora"}
+    assert those(needs_accuracy) == {"greedy-soup"}
+    assert {"krum", "centred-clipping", "foolsgold"} < those(is_robust)
+    assert "weighted-mean" not in those(is_robust)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,34 @@ def test_value_is_refused_when_out_of_range(line: str, allowed: str) -> None:
         ("[method]\nname = 'lora-sb'\n[aggregation]\nmerger = 'rolora'", "aggregation.merger"),
         ("[method]\nname = 'lora-sb'\n[aggregation]\nfactors = 'up'", "aggregation.factors"),
         ("[aggregation]\nmerger = 'rolora'\nfactors = 'up'", "aggregation.factors"),
+        ("[aggregation]\nmerger = 'greedy-soup'", "data.validation"),
+        (
+            "[aggregation]\nmerger = 'flora'\nserver_optimizer = 'momentum'",
+            "aggregation.server_optimizer",
+        ),
+        (
+            "[aggregation]\nmerger = 'fedex-lora'\nserver_learning_rate = 0.5",
+            "aggregation.server_optimizer",
+        ),
+        ("[aggregation]\nranks = '4,8'", "aggregation.ranks"),
+        ("[aggregation]\nmerger = 'ffa-lora'\nranks = '4,8'", "aggregation.ranks"),
+        ("[aggregation]\nmerger = 'flexlora'\nranks = '4,9'", "at most the method's, 8"),
+        (
+            "[method]\nrank = 4\n[aggregation]\nmerger = 'flexlora'\nranks = '4,8'",
+            "at most the method's, 4",
+        ),
+        (
+            "[aggregation]\nmerger = 'flexlora'\nranks = '4,8'\n[update]\ndownlink = 'changes'",
+            "aggregation.ranks",
+        ),
+        ("[training]\nscaffold = true", "aggregation.weighting"),
+        (
+            "[training]\nscaffold = true\n[aggregation]\nweighting = 'uniform'\n"
+            "server_learning_rate = 0.5",
+            "aggregation.server_learning_rate",
+        ),
+        ("[training]\nscaffold = true\nmomentum = 0.9", "training.scaffold"),
+        ("[training]\nscaffold = true\nproximal = 0.9", "training.scaffold"),
         ("[data]\ndataset = 'debian-descriptions'", "backbone.name"),
         ("[backbone]\nname = 'all-minilm-l6-v2'", "backbone.name"),
         ("[data]\npartition = 'natural'", "data.partition"),
@@ -166,6 +194,29 @@ def test_value_is_refused_when_out_of_range(line: str, allowed: str) -> None:
 def test_combination_is_refused_when_impossible(text: str, key: str) -> None:
     (fault,) = faults_of(text)
     assert key in fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[aggregation]\nmerger = 'flora'\nranks = '2, 4,8'",
+        "[method]\nname = 'peft'\ntype = 'LORA'\nr = 16\n"
+        "[aggregation]\nmerger = 'hetlora'\nranks = '16'",
+        "[data]\nvalidation = 0.2\n[aggregation]\nmerger = 'greedy-soup'",
+        "[training]\nscaffold = true\n[aggregation]\nweighting = 'uniform'",
+    ],
+)
+def test_combination_is_accepted_when_it_makes_sense(text: str, tmp_path: Path) -> None:
+    job = parse_job(text, folder=tmp_path)
+    assert parse_job(dump_job(job), folder=tmp_path) == job
+
+
+def test_ranks_are_numbers() -> None:
+    assert AggregationSection(ranks="4, 8,16").client_ranks == (4, 8, 16)
+    assert AggregationSection().client_ranks == ()
+    for wrong in ("0", "4,,8", "4;8", "-4", "x", "4,"):
+        with pytest.raises(JobError, match="list of ranks"):
+            AggregationSection(ranks=wrong)
 
 
 def test_syntax_error_names_its_line() -> None:

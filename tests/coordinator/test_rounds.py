@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aggregation.codecs import codec_named
 from client_sdk.memory import FolderMemory
-from coordinator.clients import choose_clients, client_seed
+from coordinator.clients import client_seed
 from coordinator.errors import NoClientsError
 from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.link import Failure
 from coordinator.reports import RoundReport
-from coordinator.rounds import in_order, run_rounds
+from coordinator.rounds import run_rounds
 from coordinator.sections import AggregationSection, DataSection, RoundsSection, UpdateSection
 from protocol.plan import unpack_plan
 from protocol.rejection import RejectionCode
@@ -452,39 +450,3 @@ def test_report_is_json_and_comes_back_the_same(
 def test_nobody_to_ask_is_an_error(make_link: MakeLink, initial: Tensors, tmp_path: Path) -> None:
     with pytest.raises(NoClientsError, match="round 1: expected at least one client"):
         play(JOB, make_link(JOB, ()), initial, tmp_path / "j")
-
-
-def test_choice_depends_on_seed_and_round_alone() -> None:
-    names = [f"c{number:03d}" for number in range(50)]
-    first = choose_clients(names, 10, seed=1, number=3)
-    assert first == choose_clients(names[::-1], 10, seed=1, number=3) == sorted(first)
-    assert len(set(first)) == 10
-    assert first != choose_clients(names, 10, seed=1, number=4)
-    assert first != choose_clients(names, 10, seed=2, number=3)
-    assert choose_clients(names, 0, seed=1, number=3) == names
-    assert choose_clients(names, 60, seed=1, number=3) == names
-
-
-@given(order=st.permutations(range(6)), silent=st.sets(st.integers(0, 5)))
-def test_in_order_gives_every_client_once_and_waits_no_longer_than_needed(
-    order: list[int], silent: set[int]
-) -> None:
-    names = list("abcdef")
-    given_: list[str] = []
-    strays: list[str] = []
-
-    def answers() -> Any:
-        for index in order:
-            if index not in silent:
-                given_.append(names[index])
-                yield names[index], names[index].encode()
-
-    out = []
-    for client, answer in in_order(names, answers(), lambda client, failure: strays.append(client)):
-        out.append(client)
-        expected_silent = names.index(client) in silent
-        assert isinstance(answer, Failure) is expected_silent
-        if not expected_silent and not any(i in silent for i in range(names.index(client))):
-            waited_for = max(given_.index(name) for name in out)
-            assert len(given_) == waited_for + 1
-    assert out == names and not strays

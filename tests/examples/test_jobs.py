@@ -19,7 +19,7 @@ DIGITS = (
 def test_examples_hold_a_job_for_every_method() -> None:
     names = {path.stem for path in JOBS}
     assert {f"digits-{method}" for method in DIGITS} <= names
-    assert {"fashion-lora", "debian-lora"} <= names
+    assert {"fashion-lora", "debian-lora", "mixed-ranks-lora", "scaffold-lora"} <= names
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -183,3 +185,29 @@ def test_label_distribution_counts_all_that_a_client_holds() -> None:
     )
     assert label_distribution([client], 3).tolist() == [[0, 2, 1]]
     assert label_distribution([], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("partition", ["iid", "domains:mixed,iid"])
+def test_validation_is_taken_off_the_test_part(partition):
+    data = dataset()
+    plain = make_clients(data, partition, 4, seed=0)
+    made = make_clients(data, partition, 4, validation=0.25, seed=0)
+    count = len(plain.test["labels"])
+    assert len(plain.validation["labels"]) == 0
+    assert len(made.validation["labels"]) == round(count / 4)
+    assert fingerprint_of_rows(made.validation) + fingerprint_of_rows(made.test) == (
+        fingerprint_of_rows(plain.test)
+    )
+    if made.test_domains is not None:
+        assert len(made.test_domains) == len(made.test["labels"])
+    for one, other in zip(plain.clients, made.clients, strict=True):
+        np.testing.assert_array_equal(one.fit["labels"], other.fit["labels"])
+    with pytest.raises(PartitionError, match="validation"):
+        make_clients(data, partition, 4, validation=1.0, seed=0)
+
+
+def fingerprint_of_rows(arrays) -> Counter[bytes]:
+    return Counter(
+        image.tobytes() + label.tobytes()
+        for image, label in zip(arrays["images"], arrays["labels"], strict=True)
+    )
