@@ -17,7 +17,7 @@ from aggregation.errors import AggregationError
 
 Kind = TypeVar("Kind")
 
-_SETTING_TYPES: Final = ("int", "float", "str", "bool")
+_SETTING_TYPES: Final = ("int", "float", "float | None", "str", "bool")
 
 
 def build(
@@ -105,7 +105,7 @@ def _value(
         match field.type:
             case "int":
                 return int(value)
-            case "float":
+            case "float" | "float | None":
                 number = float(value)
                 if not math.isfinite(number):
                     raise ValueError
@@ -115,8 +115,8 @@ def _value(
             case _:
                 return value
     except (ValueError, KeyError):
-        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-        expected = kind[str(field.type)]
+        kind = {"int": "a whole number", "bool": "true or false"}
+        expected = kind.get(str(field.type), "a number")
         raise error(
             f"{what}: {field.name}: expected {expected}, found {value!r} ({text})"
         ) from None

@@ -4,12 +4,12 @@
 *Source* McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
 Data", AISTATS 2017 (arXiv 1602.05629), algorithm 1: w ← Σ nₖ wₖ / Σ nₖ.
 *Cost* time linear in each update; memory two float64 copies of the tensors and `TOGETHER` updates,
-however many clients. Sums are float64 in the order of `add`: one order gives one result, bit for
+however many clients. Sums are float64: one order of `add` gives one result on one machine, bit for
 bit; another order may differ in the last bit of a float32.
 
-Updates are summed a few at a time, block by block, while a block of the sums is in the cache: sums
-of large updates are otherwise read from memory and written back for each of them. The order of
-additions is the same.
+Updates are summed a few at a time, block by block, as a product of their weights and a matrix that
+stays in the cache: sums of large updates are otherwise read from memory and written back for each
+of them.
 """
 
 from __future__ import annotations
@@ -99,21 +99,22 @@ class WeightedMean:
 def _summed(
     spec: ParamSpec, sums: np.ndarray, updates: tuple[tuple[Tensors, float], ...]
 ) -> np.ndarray:
-    """The sums and the updates, one after another, as a new vector."""
+    """The sums and the updates, as a new vector."""
     new = np.empty_like(sums)
-    product = np.empty(_BLOCK)
+    weights = np.array([weight for _, weight in updates])
+    longest = max((entry.size for _, entry in spec.entries), default=0)
+    rows = np.empty((len(updates), min(_BLOCK, longest)))
     start = 0
     with np.errstate(over="ignore", invalid="ignore"):  # refused by name, in `add`
         for name, entry in spec.entries:
-            flat = [(update[name].reshape(-1), weight) for update, weight in updates]
+            flat = [update[name].reshape(-1) for update, _ in updates]
             for first in range(0, entry.size, _BLOCK):
                 part = slice(first, min(first + _BLOCK, entry.size))
                 place = slice(start + part.start, start + part.stop)
-                block, scratch = new[place], product[: part.stop - part.start]
-                block[:] = sums[place]
-                for values, weight in flat:
-                    np.multiply(values[part], weight, out=scratch, dtype=np.float64)
-                    block += scratch
+                block = rows[:, : part.stop - part.start]
+                for row, values in zip(block, flat, strict=True):
+                    row[:] = values[part]
+                np.add(sums[place], weights @ block, out=new[place])
             start += entry.size
     return new
 

@@ -15,7 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from aggregation.server_optimizers.adaptive import adaptive_step, first_state, require_settings
+from aggregation.server_optimizers.adaptive import (
+    adaptive_step,
+    first_spread,
+    first_state,
+    require_settings,
+)
 from aggregation.server_optimizers.server_optimizer import ServerState
 from protocol.tensors import ParamSpec, Tensors
 
@@ -29,20 +34,24 @@ class FedAdagrad:
     learning_rate: float = 0.01  # η, above 0
     beta_1: float = 0.0  # from 0 to below 1
     adaptivity: float = 1e-3  # τ, above 0: changes well below it are damped
-    initial: float = 1e-6  # v before the first round, 0 or above; the source asks for τ² or above
+    initial: float | None = None  # v before the first round, 0 or above; None: τ²
     bias_correction: bool = False  # divide m by 1-β₁ᵗ
 
     def __post_init__(self) -> None:
         require_settings(
             learning_rate=self.learning_rate,
             adaptivity=self.adaptivity,
-            initial=self.initial,
+            initial=self._initial,
             betas={"beta_1": self.beta_1},
         )
 
+    @property
+    def _initial(self) -> float:
+        return first_spread(self.initial, self.adaptivity, corrected=False)
+
     def init(self, spec: ParamSpec) -> ServerState:
         """Two moments a value, float64, and the number of steps."""
-        return first_state(spec, self.initial)
+        return first_state(spec, self._initial)
 
     def step(
         self, state: ServerState, tensors: Tensors, mean_delta: Tensors

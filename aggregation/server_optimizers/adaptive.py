@@ -47,6 +47,13 @@ def require_correctable(initial: float, bias_correction: bool) -> None:
         )
 
 
+def first_spread(initial: float | None, adaptivity: float, *, corrected: bool) -> float:
+    """v before the first round: as given, else τ² as in the source, or 0 if it is corrected."""
+    if initial is not None:
+        return initial
+    return 0.0 if corrected else adaptivity**2
+
+
 def first_state(spec: ParamSpec, initial: float) -> ServerState:
     """m = 0 and v = `initial`, float64, a value each, and no step yet."""
     moments: dict[str, np.ndarray] = {_STEPS: np.zeros(())}

@@ -18,6 +18,7 @@ import numpy as np
 
 from aggregation.server_optimizers.adaptive import (
     adaptive_step,
+    first_spread,
     first_state,
     require_correctable,
     require_settings,
@@ -36,21 +37,25 @@ class FedYogi:
     beta_1: float = 0.9  # from 0 to below 1
     beta_2: float = 0.99  # from 0 to below 1
     adaptivity: float = 1e-3  # τ, above 0: changes well below it are damped
-    initial: float = 1e-6  # v before the first round, 0 or above; the source asks for τ² or above
+    initial: float | None = None  # v before the first round, 0 or above; None: τ²
     bias_correction: bool = False  # divide moments by 1-βᵗ; only where v starts at 0
 
     def __post_init__(self) -> None:
         require_settings(
             learning_rate=self.learning_rate,
             adaptivity=self.adaptivity,
-            initial=self.initial,
+            initial=self._initial,
             betas={"beta_1": self.beta_1, "beta_2": self.beta_2},
         )
-        require_correctable(self.initial, self.bias_correction)
+        require_correctable(self._initial, self.bias_correction)
+
+    @property
+    def _initial(self) -> float:
+        return first_spread(self.initial, self.adaptivity, corrected=self.bias_correction)
 
     def init(self, spec: ParamSpec) -> ServerState:
         """Two moments a value, float64, and the number of steps."""
-        return first_state(spec, self.initial)
+        return first_state(spec, self._initial)
 
     def step(
         self, state: ServerState, tensors: Tensors, mean_delta: Tensors

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation.errors import MergeError
+from aggregation.selection import server_optimizer_named
 from aggregation.server_optimizers.yogi import FedYogi
 from protocol import ParamSpec
 
@@ -53,7 +54,7 @@ def test_corrected_step_equals_the_literal_algorithm(deltas):
 
 def test_defaults_are_the_papers():
     assert FedYogi() == FedYogi(
-        learning_rate=0.01, beta_1=0.9, beta_2=0.99, adaptivity=1e-3, initial=1e-3**2
+        learning_rate=0.01, beta_1=0.9, beta_2=0.99, adaptivity=1e-3, initial=None
     )
 
 
@@ -72,7 +73,7 @@ def test_after_a_large_change_the_spread_falls_by_what_later_changes_are():
 
 def test_the_start_of_v_is_an_error_with_bias_correction():
     with pytest.raises(MergeError, match="initial: expected 0 with bias correction"):
-        FedYogi(bias_correction=True)
+        FedYogi(initial=1e-6, bias_correction=True)
 
 
 def test_arguments_and_state_are_not_changed():
@@ -123,3 +124,17 @@ def test_what_does_not_fit_is_refused():
         optimizer.step(state, good, bad)
     with pytest.raises(MergeError, match="cannot step, tensors: tensor"):
         optimizer.step(state, bad, good)
+
+
+def test_v_starts_at_tau_squared_unless_it_is_given_or_corrected():
+    spec = ParamSpec.of({"a": np.zeros(2, "f4")})
+
+    def first(**settings) -> float:
+        return float(FedYogi(**settings).init(spec).moments["second/a"][0])
+
+    assert first() == 1e-3**2
+    assert first(adaptivity=0.1) == 0.1**2
+    assert first(adaptivity=0.1, initial=0.5) == 0.5
+    assert first(bias_correction=True) == 0.0
+    made = server_optimizer_named("yogi:initial=0.25", adaptivity=0.1)
+    assert made == FedYogi(learning_rate=0.01, adaptivity=0.1, initial=0.25)
