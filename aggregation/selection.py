@@ -12,6 +12,7 @@ from aggregation.mergers import (
     OPCM,
     TIES,
     Breadcrumbs,
+    CountedPool,
     FedExLoRA,
     FedIT,
     FedSALoRA,
@@ -75,6 +76,7 @@ LOW_RANK: Final[dict[str, type[Merger[Any]]]] = {
 }
 MERGERS: Final[dict[str, type[Merger[Any]]]] = {
     "weighted-mean": WeightedMean,
+    "counted-pool": CountedPool,
     **LOW_RANK,
     "task-arithmetic": TaskArithmetic,
     "ties": TIES,
@@ -130,6 +132,11 @@ def moves_base(merger: Merger[Any]) -> bool:
 def mixes_ranks(merger: Merger[Any]) -> bool:
     """Whether updates of factors of smaller ranks than the spec's may be among the others."""
     return bool(getattr(merger, "mixed_ranks", False))
+
+
+def needs_counts(merger: Merger[Any]) -> bool:
+    """Whether updates have to say how often each element of a pool was selected."""
+    return isinstance(merger, CountedPool)
 
 
 def needs_accuracy(merger: Merger[Any]) -> bool:

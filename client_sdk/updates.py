@@ -110,7 +110,7 @@ def close_update(
     """The update container of what training changed: trained - start, encoded.
 
     Tensors that were trained and are not shared stay here, for the next plan, and so does the
-    client's control variate.
+    client's control variate; so do metrics that the plan does not ask for.
 
     Raises: TrainingError when `trained` has other tensors than the start or is not finite.
     """
@@ -131,7 +131,8 @@ def close_update(
     control = _next_control(work, manifest, trained, samples)
     if control:
         delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
-    blob = _encoded(plan, cut(delta, plan.rank, pairs), metrics, samples, memory)
+    told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
+    blob = _encoded(plan, cut(delta, plan.rank, pairs), told, samples, memory)
     if own:
         needed(memory).save(PERSONAL, plan.round, own)
     if control:

@@ -61,6 +61,12 @@ class Run:
         return both and bool(self.pairs) and is_robust(self.merger)
 
     @property
+    def elements(self) -> int:
+        """Of the pool that clients select from; 0 for a method without one."""
+        method = self.job.method
+        return int(method.settings.get("elements", 25)) if method.name == "fedins" else 0  # type: ignore[arg-type]
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that clients' factors may have; () for the bundle's own."""
         return self.job.aggregation.client_ranks
@@ -78,6 +84,7 @@ class Answers:
     rejections: list[Rejection] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
+    selected: dict[str, list[float]] = field(default_factory=dict)
     uplink_bytes: int = 0
     downlink_bytes: int = 0
 
@@ -134,6 +141,7 @@ def exchange(
                 sends=roles.sends,
                 trains=roles.trains,
                 shares=roles.shares,
+                tells=run.job.update.told,
                 rank=parcel.rank,
                 offset_round=parcel.offset_round,
                 offset_ranks=parcel.offset_ranks,

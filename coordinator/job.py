@@ -25,6 +25,7 @@ from aggregation.selection import (
     mixes_ranks,
     moves_base,
     needs_accuracy,
+    needs_counts,
 )
 from coordinator.errors import Fault, JobError
 from coordinator.sections import (
@@ -268,6 +269,9 @@ def _combination_faults(job: Job) -> list[Fault]:
     if needs_accuracy(merger) and not data.validation:
         words = "expected a share of the test samples for the merger to choose by, e.g. 0.2"
         fault("data.validation", data.validation, words)
+    if needs_counts(merger) and ("selected" not in job.update.told or method.name != "fedins"):
+        words = 'expected another merger, or method "fedins" with update.metrics = "loss,selected"'
+        fault("aggregation.merger", aggregation.merger, words)
     if moves_base(merger) and (
         aggregation.server_optimizer != "averaging" or aggregation.server_learning_rate != 1
     ):

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from protocol.rejection import Rejection, RejectionCode
@@ -36,6 +36,8 @@ class RoundReport:
     fit_seconds: float
     """The part of `seconds` from the plans to the last update; tests are not in it."""
     per_client_accuracy: Mapping[str, float]
+    selected: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """How often each client's samples selected each element of a pool, where clients tell it."""
     note: str
     """What else the operator should know; empty for a usual round."""
 
@@ -43,6 +45,7 @@ class RoundReport:
         """Ready for `json.dumps`."""
         content: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         content["per_client_accuracy"] = dict(self.per_client_accuracy)
+        content["selected"] = {client: list(row) for client, row in self.selected.items()}
         content["rejections"] = [
             {"client": r.client, "code": str(r.code), "reason": r.reason} for r in self.rejections
         ]

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aggregation.errors import MergeError
-from aggregation.mergers import Merged, Roles
+from aggregation.mergers import COUNTS, Merged, Roles
 from aggregation.selection import (
     merger_named,
     moves_base,
+    needs_counts,
     server_optimizer_named,
 )
 from aggregation.server_optimizers import ServerOptimizer, ServerState
@@ -33,6 +34,7 @@ from coordinator.journal import Journal, UpdateEntry
 from coordinator.link import Link
 from coordinator.offsets import Offsets
 from coordinator.reports import RoundReport
+from coordinator.selections import selection_counts, unselected
 from coordinator.server_memory import ServerMemory
 from protocol.controls import joined, parted, with_controls, without_controls
 from protocol.factors import FactorPair
@@ -121,6 +123,7 @@ def run_rounds(
             run, optimizer, fit, merged, tensors, memory, share=len(fit.updates) / len(known)
         )
         offsets = memory.offsets
+        notes.extend(unselected(fit.selected))
         if number == 1 and run.judges_factors_apart:
             notes.append(
                 f"{job.aggregation.merger} judges the factors A and B side by side: what is robust "
@@ -152,6 +155,7 @@ def run_rounds(
             seconds=clock() - started,
             fit_seconds=fit_seconds,
             per_client_accuracy=clients_tested.accuracy,
+            selected=fit.selected,
             note="; ".join(notes),
         )
         journal.commit_round(
@@ -239,6 +243,9 @@ def _fit(
         weight = 1.0 if uniform else float(header.samples)
         try:
             update = {**admitted.delta, **still}
+            counts = selection_counts(header.metrics, run.elements)
+            if needs_counts(run.merger) and counts:
+                update[COUNTS] = np.array(counts)
             merged = run.merger.add(merged, update, weight, client=header.client)
         except MergeError as error:
             code, reason = RejectionCode.NOT_FINITE, str(error)
@@ -252,6 +259,8 @@ def _fit(
         answers.updates.append(entry)
         if "loss" in header.metrics:
             answers.losses.append((header.metrics["loss"], header.samples))
+        if counts:
+            answers.selected[header.client] = counts
     return answers, merged
 
 

@@ -278,6 +278,13 @@ class UpdateSection:
     error_feedback: bool = _key(
         False, "clients keep what the codec left behind, and add it to their next update"
     )
+    metrics: str = _key(
+        "loss",
+        "what clients tell of their training beside the update: loss, and for pools selected, how "
+        "often each element was",
+        pattern=re.compile(r"((loss|selected)(,(loss|selected))?)?"),
+        allowed='expected "loss", "selected", "loss,selected" or an empty text',
+    )
     downlink: str = _key(
         "tensors",
         "what is sent to clients: the global tensors, or their change since the round before to "
@@ -290,6 +297,11 @@ class UpdateSection:
         pattern=_ANY,
         allowed=_forms(CODEC_FORMS),
     )
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """`metrics` as words."""
+        return tuple(self.metrics.split(",")) if self.metrics else ()
 
     def __post_init__(self) -> None:
         _check(self, "update")

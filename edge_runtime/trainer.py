@@ -57,7 +57,8 @@ class OnnxTrainer:
         the bundle is of SCAFFOLD; `offset` moves frozen weights, as in `MovableGraph`.
 
         Returns:
-            The trained tensors, and {"loss": mean over all steps, weighted by their samples}.
+            The trained tensors, and {"loss": mean over all steps, weighted by their samples}, with
+            whatever the bundle's steps count, value by value ("selected/0").
 
         Raises:
             DataError: the data do not fit the bundle's inputs.
@@ -72,10 +73,10 @@ class OnnxTrainer:
             for rows, weight in zip(indices, weights, strict=True)
         )
         state = initial_state(self.bundle.manifest, tensors, correction)
-        trained, losses = self._loop.run(
+        trained, losses, tallies = self._loop.run(
             tensors, state, steps, learning_rate, frozen=frozen, offset=offset
         )
-        return trained, {"loss": mean_loss(losses, weights)}
+        return trained, metrics_of(losses, weights, tallies)
 
     def evaluate(
         self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
@@ -161,6 +162,20 @@ def initial_state(
         else np.zeros(spec.shape, spec.dtype)
         for name, spec in manifest.state.entries
     }
+
+
+def metrics_of(losses: np.ndarray, weights: np.ndarray, tallies: Tensors) -> dict[str, float]:
+    """What a client may tell of its training; arguments as of `mean_loss`,
+    with counts by name.
+
+    Raises: TrainingError as `mean_loss`.
+    """
+    counted = {
+        f"{name}/{place}": rounded(float(count))
+        for name, counts in tallies.items()
+        for place, count in enumerate(counts)
+    }
+    return {"loss": mean_loss(losses, weights), **counted}
 
 
 def mean_loss(losses: np.ndarray, weights: np.ndarray) -> float:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from edge_runtime.errors import TrainingError
 from edge_runtime.session import MovableGraph
+from protocol.manifest import TALLY
 from protocol.tensors import NOTHING, Tensors
+
+_TALLY: Final = f"state/{TALLY}"
 
 
 class TrainingLoop:
@@ -45,15 +48,15 @@ class TrainingLoop:
         *,
         frozen: Collection[str] = (),
         offset: Tensors = NOTHING,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
         """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`.
 
         Tensors named in `frozen` stay as they are: each step starts from them again. `offset` moves
         the weights that are never trained, as in `MovableGraph`.
 
         Returns:
-            The trained tensors, and the losses before each step: float32 [steps], or
-            [steps, clients] for a cohort.
+            The trained tensors; the losses before each step, float32 [steps], or [steps, clients]
+            for a cohort; and what the steps counted, by name.
         """
         from onnxruntime import OrtValue
 
@@ -74,7 +77,12 @@ class TrainingLoop:
             feeds |= {name: answer for name, answer in carried if name not in held}
             losses.append(answers[-1].numpy())
         trained = {name: np.array(feeds[f"trainable/{name}"].numpy()) for name in trainable}
-        return trained, np.asarray(losses, dtype=np.float32)
+        tallies = {
+            name.removeprefix(_TALLY): np.array(feeds[name].numpy())
+            for name in feeds
+            if name.startswith(_TALLY)
+        }
+        return trained, np.asarray(losses, dtype=np.float32), tallies
 
 
 def batch_of(

@@ -24,7 +24,7 @@ MAX_CLIENT_LENGTH: Final = 128  # a client's name in headers, logs and reports
 MAX_CODEC_LENGTH: Final = 64
 MAX_NONCE_LENGTH: Final = 64  # hex digits: 32 bytes
 MIN_NONCE_LENGTH: Final = 16  # hex digits: 8 bytes, so that an attempt cannot be guessed
-MAX_METRICS: Final = 64
+MAX_METRICS: Final = 1_024  # of one update; a count for every element of a pool
 MAX_REASON_LENGTH: Final = 1_000  # characters of a rejection's reason
 
 MAX_ROUND: Final = (1 << 31) - 1

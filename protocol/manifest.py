@@ -47,6 +47,8 @@ ANCHOR: Final = "anchor/"
 CORRECTION: Final = "correction/"
 """State under this prefix is given with the round, and added to every gradient of the tensor of
 that name. All other state starts as zeros."""
+TALLY: Final = "tally/"
+"""State under this prefix adds up over the steps of a round, and is told when it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

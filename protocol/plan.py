@@ -19,6 +19,7 @@ from protocol.limits import (
     MAX_EPOCHS,
     MAX_FACTOR_RANK,
     MAX_HEADER_BYTES,
+    MAX_METRICS,
     MAX_NONCE_LENGTH,
     MAX_PAYLOAD_BYTES,
     MAX_ROUND,
@@ -64,6 +65,8 @@ class Plan:
     its bundle, or kept them when it trained and did not share them."""
     trains: str = "all"  # which tensors it trains; the others stay as they are
     shares: str = "all"  # which tensors its update holds
+    tells: tuple[str, ...] = ("loss",)
+    """Which metrics of its training the client tells; "selected" means "selected/0" and on."""
     rank: int = 0  # of this client's factors, as in `factors.at_rank`; 0: as the bundle has it
     offset_round: int = 0
     """Frozen weights are those of this client's plan of that round (0: the bundle's), moved by what
@@ -92,6 +95,9 @@ class Plan:
         _checks.boolean("keep", self.keep, error)
         for name in ("sends", "trains", "shares"):
             _checks.one_of(name, getattr(self, name), CHOICES, error)
+        words = _checks.sequence("tells", self.tells, MAX_METRICS, error)
+        told = tuple(_checks.text("tells", word, MAX_CLIENT_LENGTH, error) for word in words)
+        object.__setattr__(self, "tells", told)
         self._set_integer("rank", 0, MAX_FACTOR_RANK)
         self._set_integer("offset_round", 0, self.round)
         ranks = _checks.sequence("offset_ranks", self.offset_ranks, MAX_TENSORS, error)
@@ -138,6 +144,7 @@ _FIELDS: Final = (
     "sends",
     "trains",
     "shares",
+    "tells",
     "rank",
     "offset_round",
     "offset_ranks",

@@ -154,9 +154,9 @@ def save_predict_weights(
 def _compile_into(folder: Path, recipe: Recipe) -> None:
     from safetensors.torch import save_file
 
-    from tuning import graphs, optimizers
+    from tuning import graphs
     from tuning.flops import step_flops
-    from tuning.step import evaluation, logits, training_step
+    from tuning.step import evaluation, initial_state, logits, training_step
 
     backbone, tuned = recipe.build()
     trainable, frozen = tuned.parameters(), tuned.frozen()
@@ -211,7 +211,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     graphs.refer_to_weights(predicted, places | graphs.stored_tensors(folder / PREDICT_FILE))
     graphs.save_model(predicted, folder / GRAPHS["predict"])
 
-    state = optimizers.initial_state(recipe.training, trainable)
+    state = initial_state(tuned, recipe.training)
     info = {
         "backbone": backbone.name,
         "trainable": ParamSpec.of(_as_numpy(trainable)).to_json(),
@@ -255,10 +255,10 @@ def _step_examples(backbone: Backbone, tuned: Tuned, recipe: Recipe) -> dict[str
     """Example inputs of a training step by their port names, frozen weights left out."""
     import torch
 
-    from tuning import optimizers
+    from tuning.step import initial_state
 
     trainable = tuned.parameters()
-    state = optimizers.initial_state(recipe.training, trainable)
+    state = initial_state(tuned, recipe.training)
     samples = recipe.training.batch_size
     return {
         **_prefixed("trainable/", trainable),
@@ -348,7 +348,7 @@ def _inference_form(
         if tuned.fold is not None:
             module = tuned.fold(module)
     inference = TunedModule(module=module, trainable={}, prepare=tuned.prepare)
-    return inference, {name: value.detach() for name, value in module.state_dict().items()}
+    return inference, inference.frozen()
 
 
 def _adapter_weights(tuned: Tuned, used: Mapping[str, torch.Tensor]) -> set[str]:

@@ -8,11 +8,12 @@ by the compiler and run by onnxruntime.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import functional_call, grad_and_value, vmap
 
+from protocol.manifest import TALLY
 from tuning import optimizers
 
 if TYPE_CHECKING:
@@ -26,12 +27,23 @@ Step = Callable[
 ]
 
 
-def logits(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> torch.Tensor:
-    """Class scores [B, classes] of one batch with the given tensors in the network."""
+def answer(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> Any:
+    """What the network with the given tensors says of one batch: `.logits` [B, classes]."""
     inside = {tuned.trainable[name]: value for name, value in trainable.items()}
     prepared = dict(tuned.prepare(batch))
-    answer = functional_call(tuned.module, {**frozen, **inside}, args=(), kwargs=prepared)
-    return answer.logits
+    return functional_call(tuned.module, {**frozen, **inside}, args=(), kwargs=prepared)
+
+
+def logits(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> torch.Tensor:
+    """Class scores [B, classes] of one batch with the given tensors in the network."""
+    scores: torch.Tensor = answer(tuned, trainable, frozen, batch).logits
+    return scores
+
+
+def initial_state(tuned: Tuned, spec: TrainingSpec) -> dict[str, torch.Tensor]:
+    """What `training_step` reads before the first step: the optimizer's state, tallies at zero."""
+    tallies = {f"{TALLY}{name}": torch.zeros(size) for name, size in tuned.tallies.items()}
+    return optimizers.initial_state(spec, tuned.parameters()) | tallies
 
 
 def cross_entropies(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -48,7 +60,7 @@ def training_step(tuned: Tuned, spec: TrainingSpec) -> Step:
     """One step of one client, as `step(trainable, state, frozen, batch, labels, weight, rate)`.
 
     `weight` [B] makes a ragged batch exact: the loss is sum(weight * ce) / sum(weight), and a
-    padding sample has weight 0. At least one weight must be above 0.
+    padding sample has weight 0. At least one weight must be above 0. Tallies add up in the state.
 
     Returns:
         The new trainable tensors, the new optimizer state, and the loss before the step.
@@ -65,12 +77,17 @@ def training_step(tuned: Tuned, spec: TrainingSpec) -> Step:
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
         share = weight / weight.sum()
 
-        def loss_of(tensors: Named) -> torch.Tensor:
-            return (share * cross_entropies(logits(tuned, tensors, frozen, batch), labels)).sum()
+        def loss_of(tensors: Named) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            found = answer(tuned, tensors, frozen, batch)
+            losses = tuned.sample_loss(cross_entropies(found.logits, labels), found)
+            counted = {name: (weight @ getattr(found, name)).detach() for name in tuned.tallies}
+            return (share * losses).sum(), counted
 
-        gradients, loss = grad_and_value(loss_of)(dict(trainable))
+        gradients, (loss, counted) = grad_and_value(loss_of, has_aux=True)(dict(trainable))
+        tallies = {f"{TALLY}{n}": state[f"{TALLY}{n}"] + count for n, count in counted.items()}
+        state = {name: value for name, value in state.items() if name not in tallies}
         updated, kept = optimizers.step(spec, trainable, gradients, state, learning_rate)
-        return updated, kept, loss
+        return updated, kept | tallies, loss
 
     return step
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from protocol.manifest import TALLY
 from protocol.tensors import NOTHING
 from tuning.step import cohort_step
 
@@ -37,8 +38,8 @@ class TorchCohort:
         *,
         frozen: Collection[str] = (),
         offset: Tensors = NOTHING,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Tensors [clients, ...] in and out; losses [steps, clients]."""
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+        """Tensors [clients, ...] in and out; losses [steps, clients]; counts [clients, ...]."""
         tensors = {name: self._held(value) for name, value in trainable.items()}
         kept = {name: self._held(value) for name, value in state.items()}
         rate = torch.tensor(learning_rate, device=self._device)
@@ -59,8 +60,15 @@ class TorchCohort:
                 )
                 tensors = {n: tensors[n] if n in frozen else new for n, new in moved.items()}
                 losses.append(loss)
-        trained = {name: value.cpu().numpy() for name, value in tensors.items()}
-        return trained, torch.stack(losses).cpu().numpy()
+        return (
+            {name: value.cpu().numpy() for name, value in tensors.items()},
+            torch.stack(losses).cpu().numpy(),
+            {
+                name.removeprefix(TALLY): value.cpu().numpy()
+                for name, value in kept.items()
+                if name.startswith(TALLY)
+            },
+        )
 
     def _held(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(self._device)

@@ -8,7 +8,7 @@ the other side of the parity test. It is what a torch user would write, not the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -81,21 +81,33 @@ class TorchTrainer:
         anchors = {name: value.detach().clone() for name, value in self._trained.items()}
         corrections = {n: torch.from_numpy(v).to(self._device) for n, v in correction.items()}
         total = torch.zeros((), device=self._device)
+        tallies = {
+            name: torch.zeros(size, device=self._device)
+            for name, size in self._tuned.tallies.items()
+        }
         for rows, weight in zip(indices, weights, strict=True):
             # A ragged batch needs no padding here: nothing fixes the shape.
             rows = rows[weight > 0]
             optimizer.zero_grad(set_to_none=True)
-            loss = self._losses({n: v[rows] for n, v in held.items()}, labels[rows]).mean()
+            answer = self._answer({n: v[rows] for n, v in held.items()})
+            loss = self._losses(answer, labels[rows]).mean()
             (loss + self._proximal_term(anchors)).backward()
             for name, value in corrections.items():
                 if (gradient := self._trained[name].grad) is not None:
                     gradient += value
             optimizer.step()
             total += loss.detach() * len(rows)
+            for name, counts in tallies.items():
+                counts += getattr(answer, name).detach().sum(dim=0)
         trained = {
             name: value.detach().cpu().numpy().copy() for name, value in self._trained.items()
         }
-        return trained, {"loss": float(f"{float(total / weights.sum()):.6g}")}
+        counted = {
+            f"{name}/{place}": float(f"{float(count):.6g}")
+            for name, counts in tallies.items()
+            for place, count in enumerate(counts)
+        }
+        return trained, {"loss": float(f"{float(total / weights.sum()):.6g}"), **counted}
 
     def evaluate(
         self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
@@ -118,7 +130,7 @@ class TorchTrainer:
                 rows = slice(start, start + EVALUATION_ROWS)
                 part = {n: torch.from_numpy(v[rows]).to(self._device) for n, v in data.items()}
                 labels = part.pop("labels")
-                scores = self._scores(part)
+                scores = self._answer(part).logits
                 losses.append(cross_entropies(scores, labels).cpu().numpy())
                 correct.append((scores.argmax(-1) == labels).float().cpu().numpy())
         return np.concatenate(losses), np.concatenate(correct)
@@ -134,11 +146,12 @@ class TorchTrainer:
             for name, parameter in self._trained.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
 
-    def _scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._module(**self._tuned.prepare(batch)).logits
+    def _answer(self, batch: Mapping[str, torch.Tensor]) -> Any:
+        return self._module(**self._tuned.prepare(batch))
 
-    def _losses(self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self._scores(batch), labels, reduction="none")
+    def _losses(self, answer: Any, labels: torch.Tensor) -> torch.Tensor:
+        entropies = torch.nn.functional.cross_entropy(answer.logits, labels, reduction="none")
+        return self._tuned.sample_loss(entropies, answer)
 
     def _proximal_term(self, anchors: Mapping[str, torch.Tensor]) -> torch.Tensor | float:
         """FedProx: mu / 2 * the squared distance from where the round began."""

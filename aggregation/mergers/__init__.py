@@ -8,6 +8,7 @@ order of updates matters, and the coordinator refuses combinations that these ru
 from __future__ import annotations
 
 from aggregation.mergers.breadcrumbs import Breadcrumbs
+from aggregation.mergers.counted_pool import COUNTS, CountedPool
 from aggregation.mergers.dare import DARE
 from aggregation.mergers.fedex_lora import FedExLoRA
 from aggregation.mergers.fedit import FedIT
@@ -35,9 +36,11 @@ __all__ = [
     "ONE_FACTOR",
     "OPCM",
     "TIES",
+    "COUNTS",
     "BaseChange",
     "Breadcrumbs",
     "CoreTriple",
+    "CountedPool",
     "FFALoRA",
     "FLoRA",
     "FedExLoRA",

@@ -18,7 +18,7 @@ from client_sdk.updates import close_evaluation, close_update, frozen_names, sam
 from client_sdk.work import Work, open_plan
 from edge_runtime import batch_plan
 from edge_runtime.session import same
-from edge_runtime.trainer import initial_state, mean_loss, rounded
+from edge_runtime.trainer import initial_state, metrics_of, rounded
 from edge_runtime.training_loop import batch_of
 from protocol.manifest import Manifest
 from protocol.tensors import NOTHING, Tensors
@@ -39,8 +39,8 @@ class CohortLoop(Protocol):
         *,
         frozen: Collection[str],
         offset: Tensors,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Tensors [clients, ...] in and out; losses [steps, clients]."""
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+        """Tensors [clients, ...] in and out; losses [steps, clients]; counts [clients, ...]."""
         ...
 
 
@@ -129,7 +129,7 @@ class CohortClients:
         states = [
             initial_state(self._manifest, item.work.start, item.work.correction) for item in places
         ]
-        trained, losses = self._loop.run(
+        trained, losses, tallies = self._loop.run(
             _stacked(starts),
             _stacked(states),
             self._steps(places, len(group)),
@@ -140,7 +140,8 @@ class CohortClients:
         for place, item in enumerate(group):
             steps = len(item.indices)
             try:
-                metrics = {"loss": mean_loss(losses[:steps, place], item.weights)}
+                counts = {name: value[place] for name, value in tallies.items()}
+                metrics = metrics_of(losses[:steps, place], item.weights, counts)
                 own = {name: value[place] for name, value in trained.items()}
                 samples = sample_count(item.client.fit)
                 memory = item.client.memory

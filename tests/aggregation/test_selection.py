@@ -50,7 +50,7 @@ def test_settings_and_pairs_reach_the_merger() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mean", "merger: expected one of weighted-mean, fedit"),
+        ("mean", "merger: expected one of weighted-mean, counted-pool"),
         ("krum:-1", "byzantine"),
         ("krum:4,5", "has no place"),
         ("ffa-lora:pairs=x", "has no place"),

@@ -130,7 +130,7 @@ def test_key_outside_of_a_section_is_refused() -> None:
         ("[update]\ndownlink_codec = 'one-bit'", "expected one of float32, float16, bfloat16 with"),
         ("[update]\ncodec = 'top-k'", "expected top-k:DENSITY, found 'top-k' without density"),
         ("[update]\ncodec = 'zip'", "expected one of float32, float16, bfloat16, int8"),
-        ("[aggregation]\nmerger = 'mode'", "expected one of weighted-mean, fedit"),
+        ("[aggregation]\nmerger = 'mode'", "expected one of weighted-mean, counted-pool"),
         ("[aggregation]\nmerger = 'krum:x'", "byzantine: expected a whole number, found 'x'"),
         ("[aggregation]\nserver_optimizer = 'sgd'", "expected one of averaging, momentum"),
         ("[simulation]\ndevice = 'cuda'", 'engine = "torch"'),

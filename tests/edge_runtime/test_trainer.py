@@ -23,7 +23,7 @@ def test_fit_runs_the_plan_of_its_seed(make_bundle: Callable[..., Any]) -> None:
     )
     indices, weights = batch_plan(10, 4, 2, np.random.default_rng(42))
     names = [name for name, _ in made.bundle.manifest.inputs]
-    expected, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
+    expected, losses, _ = TrainingLoop(made.bundle.path("train"), threads=1).run(
         start,
         initial_state(made.bundle.manifest, made.start()),
         [

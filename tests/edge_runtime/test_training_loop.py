@@ -32,14 +32,14 @@ def test_loop_carries_tensors_and_momentum_from_step_to_step(
     loop = TrainingLoop(made.bundle.path("train"), threads=1)
     state = initial_state(made.bundle.manifest, made.start())
     start, steps = made.start(), steps_of(made, 3)
-    together, losses = loop.run(start, state, steps, 0.1)
+    together, losses, _ = loop.run(start, state, steps, 0.1)
     assert losses.shape == (3,) and losses.dtype == np.float32
     # The oracle: velocity = 0.9 velocity + gradient, by three runs of one step from zero momentum,
     # each of which shows its gradient.
     tensors = start
     velocity = {name: np.zeros_like(value) for name, value in start.items()}
     for step in steps:
-        alone, _ = loop.run(tensors, state, [step], 1.0)
+        alone, _, _ = loop.run(tensors, state, [step], 1.0)
         gradient = {name: tensors[name] - alone[name] for name in tensors}
         velocity = {name: 0.9 * velocity[name] + gradient[name] for name in tensors}
         tensors = {name: tensors[name] - np.float32(0.1) * velocity[name] for name in tensors}
@@ -55,7 +55,7 @@ def test_run_changes_no_argument_and_gives_arrays_of_its_own(
     start, steps = made.start(), steps_of(made, 2)
     state = initial_state(made.bundle.manifest, made.start())
     before = {name: value.copy() for name, value in (start | state | steps[0]).items()}
-    first, _ = loop.run(start, state, steps, 0.1)
+    first, _, _ = loop.run(start, state, steps, 0.1)
     kept = {name: value.copy() for name, value in first.items()}
     loop.run(start, state, steps_of(made, 3), 0.3)
     for name, value in (start | state | steps[0]).items():
@@ -67,7 +67,7 @@ def test_run_changes_no_argument_and_gives_arrays_of_its_own(
 
 def test_no_steps_give_the_tensors_back(make_bundle: Callable[..., Any]) -> None:
     made = make_bundle("head")
-    trained, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
+    trained, losses, _ = TrainingLoop(made.bundle.path("train"), threads=1).run(
         made.start(), initial_state(made.bundle.manifest, made.start()), [], 0.1
     )
     assert losses.shape == (0,)
@@ -84,8 +84,8 @@ def test_arrays_that_are_not_contiguous_count_by_their_values(
     start = made.start()
     strided = {name: np.asfortranarray(value) for name, value in start.items()}
     flipped = {name: np.ascontiguousarray(value[::-1])[::-1] for name, value in step.items()}
-    expected, _ = loop.run(start, state, [step], 0.1)
-    found, _ = loop.run(strided, state, [flipped], 0.1)
+    expected, _, _ = loop.run(start, state, [step], 0.1)
+    found, _, _ = loop.run(strided, state, [flipped], 0.1)
     for name, value in expected.items():
         assert found[name].tobytes() == value.tobytes()
 

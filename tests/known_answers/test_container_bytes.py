@@ -72,6 +72,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "sends": "all",
         "shares": "all",
         "task": "fit",
+        "tells": ["loss"],
         "trains": "all",
         "uplink_codec": "one-bit",
     }

@@ -33,7 +33,8 @@ class Recorder:
         learning_rate: float,
         *,
         frozen: Collection[str],
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        offset: Mapping[str, np.ndarray],
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
         seen = [step["weight"].copy() for step in steps]
         self.weights.append(np.stack(seen))
         total = self.weights[-1].sum(axis=(0, 2))
@@ -41,7 +42,7 @@ class Recorder:
             name: value + total.reshape(-1, *[1] * (value.ndim - 1)).astype(np.float32)
             for name, value in trainable.items()
         }
-        return trained, np.ones((len(seen), len(total)), np.float32)
+        return trained, np.ones((len(seen), len(total)), np.float32), {}
 
 
 def no_evaluation(*_: Any) -> Any:
@@ -132,10 +133,12 @@ def test_tensors_that_are_not_finite_are_one_clients_failure(federation: Any) ->
     made, clients = federation
 
     class Diverging(Recorder):
-        def run(self, *inputs: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            trained, losses = super().run(*inputs, frozen=frozen)
+        def run(
+            self, *inputs: Any, frozen: Any, offset: Any
+        ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+            trained, losses, counts = super().run(*inputs, frozen=frozen, offset=offset)
             trained["classifier.bias"][2] = np.inf
-            return trained, losses
+            return trained, losses, counts
 
     cohort = cohort_of(made, Diverging(), 5, clients, no_evaluation)
     answers = dict(cohort.serve(work_for(made, clients)))

@@ -318,7 +318,7 @@ def test_cohort_graph_equals_single_steps_when_some_clients_idle(
 
     loop = TrainingLoop(cohort_graph(made.compiled, made.recipe, 3), threads=1)
     state = initial_state(made.bundle.manifest, made.start())
-    together, losses = loop.run(
+    together, losses, _ = loop.run(
         stacked([start[client] for client in counts]),
         stacked([state] * 3) if state else {},
         [stacked([single(client, number) for client in counts]) for number in range(3)],
@@ -328,7 +328,7 @@ def test_cohort_graph_equals_single_steps_when_some_clients_idle(
     alone = TrainingLoop(made.bundle.path("train"), threads=1)
     for client in (0, 1):
         steps = [single(client, n) for n in range(3) if counts[client][n]]
-        expected, expected_losses = alone.run(start[client], state, steps, rate)
+        expected, expected_losses, _ = alone.run(start[client], state, steps, rate)
         np.testing.assert_allclose(losses[: len(steps), client], expected_losses, rtol=0, atol=1e-5)
         for name, value in expected.items():
             np.testing.assert_allclose(together[name][client], value, rtol=0, atol=1e-5)
@@ -336,7 +336,7 @@ def test_cohort_graph_equals_single_steps_when_some_clients_idle(
     for name, value in start[2].items():
         assert together[name][2].tobytes() == value.tobytes()
     # An idle step changes no bit: two steps alone leave client 1 where three left it.
-    twice, _ = loop.run(
+    twice, _, _ = loop.run(
         stacked([start[client] for client in counts]),
         stacked([state] * 3) if state else {},
         [stacked([single(client, number) for client in counts]) for number in range(2)],

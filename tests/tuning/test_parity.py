@@ -49,7 +49,7 @@ def test_compiled_steps_equal_autograd_when_batches_are_ragged(
         {**batch_of(data, names, rows), "weight": weight}
         for rows, weight in zip(indices, weights, strict=True)
     )
-    trained, losses = TrainingLoop(made.bundle.path("train"), threads=1).run(
+    trained, losses, _ = TrainingLoop(made.bundle.path("train"), threads=1).run(
         start, initial_state(made.bundle.manifest, made.start()), steps, RATE[optimizer]
     )
 

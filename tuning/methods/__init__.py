@@ -20,6 +20,7 @@ METHOD_NAMES = (
     "lora",
     "lora-sb",
     "ssf",
+    "fedins",
     "adapter",
     "one-bit-adapter",
     "one-bit-lora",
@@ -95,6 +96,10 @@ def method_class(name: str) -> Any:
             from tuning.methods.ssf import SSF
 
             return SSF
+        case "fedins":
+            from tuning.methods.fedins import FedIns
+
+            return FedIns
         case "adapter":
             from tuning.methods.adapter import Adapter
 

@@ -23,6 +23,11 @@ def unchanged(batch: Batch) -> Batch:
     return batch
 
 
+def cross_entropy_alone(entropies: torch.Tensor, answer: Any) -> torch.Tensor:
+    """The loss of most methods."""
+    return entropies
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """A backbone with a method's tensors attached.
@@ -35,6 +40,9 @@ class Tuned:
             be merged and `module` itself is used.
         prepare: what must happen to a batch before `module` sees it.
         peft_config: the peft configuration that the tensors belong to, where peft has the method.
+        sample_loss: the loss of each sample [B], of its cross-entropy [B] and the module's answer.
+        tallies: what a training step counts, by name, with how many values: an attribute of the
+            module's answer, [B, values].
         pairs: layers whose weight is changed by scale * up @ down, of two trainable matrices.
     """
 
@@ -43,6 +51,8 @@ class Tuned:
     fold: Callable[[nn.Module], nn.Module] | None = None
     prepare: Callable[[Batch], Batch] = field(default=unchanged)
     peft_config: Any = None
+    sample_loss: Callable[[torch.Tensor, Any], torch.Tensor] = field(default=cross_entropy_alone)
+    tallies: Mapping[str, int] = field(default_factory=dict)
     pairs: tuple[FactorPair, ...] = ()
 
     def parameters(self) -> dict[str, torch.Tensor]:

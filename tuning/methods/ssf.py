@@ -77,13 +77,10 @@ class SSF:
         model = backbone.model
         trainable = classifier_parameters(backbone)
         generator = torch.Generator().manual_seed(seed)
-        for path, module in list(model.named_modules()):
+        for path, module, place in sites(model):
             if path == backbone.classifier or path.startswith(backbone.classifier + "."):
                 continue
-            site = _site(module)
-            if site is None:
-                continue
-            wrapped = ScaleShift(module, *site)
+            wrapped = ScaleShift(module, *place)
             with torch.no_grad():
                 wrapped.scale.normal_(0.0, self.init_std, generator=generator)
                 wrapped.shift.normal_(0.0, self.init_std, generator=generator)
@@ -92,6 +89,15 @@ class SSF:
             for name in ("scale", "shift"):
                 trainable[f"{path}.{name}"] = f"{path}.{name}"
         return Tuned(module=model, trainable=trainable, fold=fold_scales)
+
+
+def sites(model: nn.Module) -> list[tuple[str, nn.Module, tuple[int, int]]]:
+    """Every layer that SSF follows, with its path, output channels and their axis."""
+    return [
+        (path, module, place)
+        for path, module in model.named_modules()
+        if (place := _site(module)) is not None
+    ]
 
 
 def _site(module: nn.Module) -> tuple[int, int] | None:

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedIns: a pool of scale-and-shift elements, of which every image has its own few.
+
+Source: Feng et al. 2023, ICCV, arXiv 2308.06051. A frozen query network, the backbone as it was,
+turns an image into features q; the `selected` elements whose keys have the largest cosine with q
+are averaged, scale and shift at every site of SSF, and so are their classifiers. The loss is
+(1 - key_weight) * CE + key_weight * (1 - sum of the selected cosines), so that only what was
+selected has a gradient. The server averages the pool index by index.
+
+Differs from source: the selection is per image at any batch size (the released code averages it
+over the batch as well); gamma is stored as 1 + `scale`, as in `ssf.py`; of equal cosines the
+element with the smaller index is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from tuning.errors import MethodError
+from tuning.methods.method import Tuned
+from tuning.methods.ssf import ScaleShift, fold_scales, sites
+
+if TYPE_CHECKING:
+    from tuning.backbones import Backbone
+
+KEY_STD = 0.02
+
+
+class Answer(NamedTuple):
+    """What the network says of a batch."""
+
+    logits: torch.Tensor  # [B, classes]
+    similarity: torch.Tensor  # [B], sum of the selected cosines, from -selected to selected
+    selected: torch.Tensor  # [B, elements], 1 where an element was selected, else 0
+
+
+class Mixture:
+    """How much of each element a batch takes: there during a forward pass, read at every site."""
+
+    weights: torch.Tensor  # [B, elements], rows add up to 1
+
+    @contextmanager
+    def of(self, weights: torch.Tensor) -> Iterator[None]:
+        """Every site mixes by these weights inside."""
+        self.weights = weights
+        try:
+            yield
+        finally:
+            # A tensor of a trace must not outlive it.
+            del self.weights
+
+
+class PooledScaleShift(nn.Module):
+    """A layer followed by y = (1 + scale) * h + shift, of each sample's own mixture."""
+
+    def __init__(
+        self, base_layer: nn.Module, elements: int, channels: int, channel_axis: int, mix: Mixture
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = nn.Parameter(torch.zeros(elements, channels))
+        self.shift = nn.Parameter(torch.zeros(elements, channels))
+        self.channel_axis = channel_axis
+        self.mixture = mix
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Apply the layer, then each sample's affine map."""
+        output = self.base_layer(hidden)
+        shape = [output.shape[0], *[1] * (output.dim() - 1)]
+        shape[self.channel_axis] = self.scale.shape[-1]
+        weights = self.mixture.weights
+        scale = (weights @ self.scale).reshape(shape)
+        return output * (1.0 + scale) + (weights @ self.shift).reshape(shape)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The layer's own weight: some networks ask their first layer for its data type."""
+        return self.base_layer.weight
+
+    def element(self, index: int) -> ScaleShift:
+        """The layer with one element alone."""
+        layer = ScaleShift(self.base_layer, self.scale.shape[-1], self.channel_axis)
+        with torch.no_grad():
+            layer.scale.copy_(self.scale[index])
+            layer.shift.copy_(self.shift[index])
+        return layer
+
+
+class InstancePool(nn.Module):
+    """A backbone whose sites have pools, and the backbone as it was, which chooses of them.
+
+    `model` and `query` share every frozen weight and end in features [B, features], where the
+    backbone has its `classifier`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        query: nn.Module,
+        mixture: Mixture,
+        *,
+        classifier: str,
+        elements: int,
+        selected: int,
+        features: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.query = query
+        self.mixture = mixture
+        self.classifier = classifier
+        self.selected = selected
+        self.keys = nn.Parameter(torch.empty(elements, features))
+        self.weight = nn.Parameter(torch.empty(elements, classes, features))
+        self.bias = nn.Parameter(torch.zeros(elements, classes))
+
+    def forward(self, **batch: torch.Tensor) -> Answer:
+        """Choose by the query features, then answer with the mixture of what was chosen."""
+        return self.answer(self.query(**batch).logits, batch)
+
+    def answer(self, query: torch.Tensor, batch: dict[str, torch.Tensor]) -> Answer:
+        """As `forward`, with query features [B, features] that are known already."""
+        cosines = nn.functional.normalize(query, dim=-1) @ nn.functional.normalize(
+            self.keys, dim=-1
+        ).transpose(-1, -2)
+        chosen = leading(cosines, self.selected)
+        weights = chosen / self.selected
+        with self.mixture.of(weights):
+            features = self.model(**batch).logits
+        # [B, M, C]: all classifiers, of which the mixture takes its own.
+        scores = torch.einsum("bd,mcd->bmc", features, self.weight) + self.bias
+        logits = (weights.unsqueeze(-1) * scores).sum(dim=-2)
+        return Answer(logits, (chosen * cosines).sum(dim=-1), chosen)
+
+
+def leading(values: torch.Tensor, count: int) -> torch.Tensor:
+    """1 at the `count` largest of each row [..., M], else 0; of equal ones the first counts."""
+    first = torch.arange(values.shape[-1], device=values.device)
+    mine, other = values.unsqueeze(-1), values.unsqueeze(-2)
+    before = (other > mine) | ((other == mine) & (first < first.unsqueeze(-1)))
+    return (before.to(values.dtype).sum(dim=-1) < count).to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedIns:
+    """A pool of `elements`, of which each image takes `selected`; the source's 25, 3 and 0.1."""
+
+    name: ClassVar[str] = "fedins"
+    mean_is_exact: ClassVar[bool] = False
+
+    elements: int = 25
+    selected: int = 3
+    key_weight: float = 0.1
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.elements < 1:
+            raise MethodError(f"method.elements is {self.elements}; it must be at least 1")
+        if not 1 <= self.selected <= self.elements:
+            raise MethodError(
+                f"method.selected is {self.selected}; it must be from 1 to method.elements = "
+                f"{self.elements}"
+            )
+        if not 0 <= self.key_weight < 1:
+            raise MethodError(f"method.key_weight is {self.key_weight}; it must be in [0, 1)")
+        if not 0 <= self.init_std < 1:
+            raise MethodError(f"method.init_std is {self.init_std}; it must be in [0, 1)")
+
+    def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
+        """Give every site of SSF a pool, and put the backbone as it was beside it."""
+        model = backbone.model
+        classifier = model.get_submodule(backbone.classifier)
+        if not isinstance(classifier, nn.Linear):
+            raise MethodError(
+                f"the classifier of {type(model).__name__} is a {type(classifier).__name__}; "
+                "FedIns needs a single linear layer"
+            )
+        parent, _, leaf = backbone.classifier.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.Identity())
+        # The same weights once more, not a copy of them.
+        shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
+        query = copy.deepcopy(model, shared)
+        generator = torch.Generator().manual_seed(seed)
+        mixture = Mixture()
+        trainable = {name: name for name in ("keys", "weight", "bias")}
+        for path, module, place in sites(model):
+            pooled = PooledScaleShift(module, self.elements, *place, mixture)
+            with torch.no_grad():
+                pooled.scale.normal_(0.0, self.init_std, generator=generator)
+                pooled.shift.normal_(0.0, self.init_std, generator=generator)
+            above, _, last = path.rpartition(".")
+            setattr(model.get_submodule(above), last, pooled)
+            for name in ("scale", "shift"):
+                trainable[f"{path}.{name}"] = f"model.{path}.{name}"
+        pool = InstancePool(
+            model,
+            query,
+            mixture,
+            classifier=backbone.classifier,
+            elements=self.elements,
+            selected=self.selected,
+            features=classifier.in_features,
+            classes=classifier.out_features,
+        )
+        nn.init.trunc_normal_(pool.keys, std=KEY_STD, generator=generator)
+        nn.init.kaiming_normal_(pool.weight, generator=generator)
+        return Tuned(
+            module=pool,
+            trainable=trainable,
+            fold=(lambda module: fold_element(module, 0)) if self.elements == 1 else None,
+            sample_loss=self._sample_loss,
+            tallies={"selected": self.elements},
+        )
+
+    def _sample_loss(self, entropies: torch.Tensor, answer: Answer) -> torch.Tensor:
+        far = 1.0 - answer.similarity
+        return (1.0 - self.key_weight) * entropies + self.key_weight * far
+
+
+def fold_element(pool: nn.Module, index: int) -> nn.Module:
+    """The backbone with one element merged into it, and that element's classifier: its very graph.
+
+    Raises: MethodError for an index that the pool does not have.
+    """
+    assert isinstance(pool, InstancePool), "only what FedIns attached has elements"
+    if not 0 <= index < len(pool.keys):
+        raise MethodError(f"element is {index}; the pool has 0 to {len(pool.keys) - 1}")
+    for path, layer in list(pool.model.named_modules()):
+        parent, _, leaf = path.rpartition(".")
+        if isinstance(layer, PooledScaleShift):
+            setattr(pool.model.get_submodule(parent), leaf, layer.element(index))
+    fold_scales(pool.model)
+    classifier = nn.Linear(pool.weight.shape[-1], pool.weight.shape[-2])
+    with torch.no_grad():
+        classifier.weight.copy_(pool.weight[index])
+        classifier.bias.copy_(pool.bias[index])
+    parent, _, leaf = pool.classifier.rpartition(".")
+    setattr(pool.model.get_submodule(parent), leaf, classifier)
+    return pool.model
