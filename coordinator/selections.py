@@ -27,5 +27,6 @@ def unselected(counts: Mapping[str, Sequence[float]]) -> list[str]:
         return []
     named = ", ".join(unused[:10]) + (" and others" if len(unused) > 10 else "")
     return [
-        f"{len(unused)} of {elements} elements were selected by nobody, and only decay moves them: {named}"
+        f"{len(unused)} of {elements} elements were selected by nobody, so that only weight decay "
+        f"can move them: {named}"
     ]
