@@ -17,7 +17,7 @@ from aggregation.codecs.error_feedback import encode_with_feedback
 from client_sdk.errors import PlanError, TrainingError
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
-from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, Work, needed, open_plan
+from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, TRAINED, Work, needed, open_plan
 from edge_runtime.batches import step_count
 from protocol.controls import joined
 from protocol.factors import chosen, cut
@@ -77,8 +77,11 @@ def respond(
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
-        metrics = trainer.evaluate(work.start, data_held_out, offset=work.offset) if samples else {}
-        return close_evaluation(plan, metrics, samples)
+        told: dict[str, float] = {}
+        for suffix, tensors in variants_of(work, memory).items() if samples else ():
+            values = trainer.evaluate(tensors, data_held_out, offset=work.offset)
+            told |= {name + suffix: value for name, value in values.items()}
+        return close_evaluation(plan, told, samples)
     trained, metrics = trainer.fit(
         work.start,
         data_fit,
@@ -91,6 +94,28 @@ def respond(
         offset=work.offset,
     )
     return close_update(work, bundle_manifest, trained, metrics, sample_count(data_fit), memory)
+
+
+def variants_of(work: Work, memory: ClientMemory | None) -> dict[str, Tensors]:
+    """The tensors that an "evaluate" plan asks to be tested, by what their metrics' names end in.
+
+    "" for those of the plan; where it asks for a mixture "/local" for what this client trained last
+    and "/mixed". A client that has trained nothing yet has only the first.
+    """
+    plan = work.plan
+    variants: dict[str, Tensors] = {"": work.start}
+    if plan.mix is not None and memory is not None:
+        own = memory.latest(TRAINED, before=plan.round + 1)
+        if own and ParamSpec.of(work.start).mismatch(own) is None:
+            variants["/local"] = own
+            variants["/mixed"] = mixed(own, work.start, plan.mix)
+    return variants
+
+
+def mixed(local: Tensors, whole: Tensors, share: float) -> dict[str, np.ndarray]:
+    """share * local + (1 - share) * whole, tensor by tensor."""
+    weight = np.float32(share)
+    return {name: weight * local[name] + (1 - weight) * value for name, value in whole.items()}
 
 
 def frozen_names(plan: Plan, manifest: Manifest) -> frozenset[str]:
@@ -124,7 +149,7 @@ def close_update(
                 f'trained tensor "{name}" is not finite; '
                 f"the learning rate {plan.learning_rate:g} may be too high"
             )
-    delta = {name: change[name] for name in chosen(plan.shares, spec, pairs).names}
+    delta = {name: change[name] for name in chosen(plan.shares, manifest.shared, pairs).names}
     own = {
         name: trained[name] for name in chosen(plan.trains, spec, pairs).names if name not in delta
     }
@@ -133,6 +158,8 @@ def close_update(
         delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
     told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
     blob = _encoded(plan, cut(delta, plan.rank, pairs), told, samples, memory)
+    if plan.mix is not None:
+        needed(memory).save(TRAINED, plan.round, trained)
     if own:
         needed(memory).save(PERSONAL, plan.round, own)
     if control:

@@ -30,6 +30,7 @@ from protocol.tensors import ParamSpec, Tensors
 RESIDUAL: Final = "residual"
 PERSONAL: Final = "personal"
 CONTROL: Final = "control"
+TRAINED: Final = "trained"
 _BROADCAST: Final = "broadcast"
 _OFFSET: Final = "offset"
 
@@ -67,38 +68,36 @@ def open_plan(
     """
     pairs, whole = manifest.pairs, manifest.exchanged
     try:
-        longest = whole.nbytes + most_bytes(pairs, whole) + MAX_PLAN_OVERHEAD
+        longest = whole.nbytes + most_bytes(pairs, manifest.trainable) + MAX_PLAN_OVERHEAD
         plan, payload = unpack_plan(blob, max_bytes=longest)
         if plan.job != manifest.job:
             raise PlanError(
                 f"plan: expected job {manifest.job[:12]}, found {plan.job[:12]}; fetch its bundle"
             )
         if plan.task == "evaluate":
-            whole = manifest.trainable
+            whole = manifest.shared
         spec = at_rank(plan.rank, chosen(plan.sends, whole, pairs), pairs)
         seeds = round_seeds(plan.job, plan.round)
-        behind = changes_bytes(plan.offset_ranks, pairs, whole)
+        behind = changes_bytes(plan.offset_ranks, pairs, manifest.trainable)
         split = max(len(payload) - behind, 0)
         codec = codec_named(plan.downlink_codec)
         tensors = codec.decode(payload[:split], spec, spec.nbytes, seeds=seeds)
         offset = _offset(plan, payload[split:], manifest, memory)
     except (ContainerError, CodecError) as error:
         raise PlanError(f"plan: {error}") from error
-    first = _first(manifest, initial)
     if plan.base_round == 0:
-        base = cut(first, plan.rank, pairs)
+        base = cut(_first(manifest, initial), plan.rank, pairs)
         tensors = {name: base[name] + value for name, value in tensors.items()}
     elif plan.base_round is not None:
         tensors = _on_base(plan, plan.base_round, tensors, needed(memory))
     if plan.keep:
         needed(memory).save(_BROADCAST, plan.round, tensors)
-    tensors = filled(tensors, whole)
-    if plan.sends != "all":
+    start, control = parted(filled(tensors, whole))
+    if start.keys() != initial.keys():
         # A round's own training is what its evaluation is about.
         before = plan.round + (plan.task == "evaluate")
         own = memory.latest(PERSONAL, before=before) if memory is not None else {}
-        tensors = {name: tensors.get(name, own.get(name, first[name])) for name in whole.names}
-    start, control = parted(tensors)
+        start = {name: start.get(name, own.get(name, value)) for name, value in initial.items()}
     own_control: dict[str, np.ndarray] = {}
     if control:
         zeros = {name: np.zeros_like(value) for name, value in control.items()}
@@ -123,9 +122,10 @@ def needed(memory: ClientMemory | None) -> ClientMemory:
 
 def _first(manifest: Manifest, initial: Tensors) -> dict[str, np.ndarray]:
     """Everything that travels, before the first round: control variates start at zero."""
+    shared = {name: initial[name] for name in manifest.shared.names}
     if not manifest.training.scaffold:
-        return dict(initial)
-    return joined(initial, {name: np.zeros_like(value) for name, value in initial.items()})
+        return shared
+    return joined(shared, {name: np.zeros_like(value) for name, value in shared.items()})
 
 
 def _on_base(

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator.errors import Fault, JobError
 from coordinator.job import Job
 from protocol.files import MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME
 from protocol.manifest import Manifest, TrainingSpec, hash_files
 from protocol.signing import public_key_hex, sign
+from protocol.tensors import ParamSpec
 from tuning.compiler import GRAPHS, Compiled
 from tuning.recipe import Recipe
 
@@ -65,6 +68,7 @@ def write_bundle(
         trainable=compiled.trainable,
         state=compiled.state,
         pairs=compiled.pairs,
+        personal=personal_tensors(job, compiled.trainable),
         inputs=compiled.inputs,
         preprocessing=compiled.preprocessing,
         training=recipe.training,
@@ -72,6 +76,23 @@ def write_bundle(
     )
     sign_bundle(manifest, key, folder)
     return folder
+
+
+def personal_tensors(job: Job, trainable: ParamSpec) -> tuple[str, ...]:
+    """The tensors that clients keep for themselves. Raises: JobError for a pattern of none."""
+    kept: set[str] = set()
+    for pattern in job.personal.patterns:
+        found = fnmatch.filter(trainable.names, pattern)
+        if not found:
+            names = ", ".join(trainable.names[:5]) + ("..." if len(trainable.names) > 5 else "")
+            allowed = f'expected patterns of trainable tensors, "{pattern}" is none of {names}'
+            raise JobError([Fault(key="personal.tensors", value=pattern, allowed=allowed)])
+        kept.update(found)
+    if len(kept) == len(trainable.names):
+        allowed = "expected patterns that leave a tensor to share, these leave none"
+        value = job.personal.tensors
+        raise JobError([Fault(key="personal.tensors", value=value, allowed=allowed)])
+    return tuple(sorted(kept))
 
 
 def sign_bundle(manifest: Manifest, key: Ed25519PrivateKey, folder: Path) -> None:

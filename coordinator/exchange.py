@@ -84,6 +84,8 @@ class Answers:
     rejections: list[Rejection] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
+    local_accuracy: dict[str, float] = field(default_factory=dict)
+    mixed_accuracy: dict[str, float] = field(default_factory=dict)
     selected: dict[str, list[float]] = field(default_factory=dict)
     uplink_bytes: int = 0
     downlink_bytes: int = 0
@@ -142,6 +144,7 @@ def exchange(
                 trains=roles.trains,
                 shares=roles.shares,
                 tells=run.job.update.told,
+                mix=run.job.personal.mix if run.job.personal.report else None,
                 rank=parcel.rank,
                 offset_round=parcel.offset_round,
                 offset_ranks=parcel.offset_ranks,

@@ -38,6 +38,7 @@ from coordinator.sections import (
     DataSection,
     JobSection,
     MethodSpec,
+    PersonalSection,
     RoundsSection,
     SimulationSection,
     TrainingSection,
@@ -60,6 +61,7 @@ class Job:
     update: UpdateSection = field(default_factory=UpdateSection)
     aggregation: AggregationSection = field(default_factory=AggregationSection)
     rounds: RoundsSection = field(default_factory=RoundsSection)
+    personal: PersonalSection = field(default_factory=PersonalSection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ _SECTIONS: dict[str, Any] = {
     "update": UpdateSection,
     "aggregation": AggregationSection,
     "rounds": RoundsSection,
+    "personal": PersonalSection,
     "simulation": SimulationSection,
 }
 
@@ -282,6 +285,12 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("aggregation.server_optimizer", aggregation.server_optimizer, words)
     if aggregation.ranks:
         faults.extend(_rank_faults(job, merger))
+    if job.personal.tensors and (rule in LOW_RANK or aggregation.ranks):
+        words = f'expected an empty text: "{rule}" needs both factors of every pair from everybody'
+        fault("personal.tensors", job.personal.tensors, words)
+    if job.personal.report and not data.held_out:
+        words = "expected false, or data.held_out above 0: clients test on what they hold back"
+        fault("personal.report", job.personal.report, words)
     if job.training.scaffold:
         faults.extend(_scaffold_faults(job))
     least = fewest_updates(merger)

@@ -36,6 +36,11 @@ class RoundReport:
     fit_seconds: float
     """The part of `seconds` from the plans to the last update; tests are not in it."""
     per_client_accuracy: Mapping[str, float]
+    """Of the merged tensors, on each client's held-out samples."""
+    per_client_local: Mapping[str, float] = field(default_factory=dict)
+    """Of what the client itself trained last; {} unless the job asks for it."""
+    per_client_mixed: Mapping[str, float] = field(default_factory=dict)
+    """Of a mixture of both."""
     selected: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """How often each client's samples selected each element of a pool, where clients tell it."""
     note: str
@@ -44,7 +49,8 @@ class RoundReport:
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
         content: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        content["per_client_accuracy"] = dict(self.per_client_accuracy)
+        for name in ("per_client_accuracy", "per_client_local", "per_client_mixed"):
+            content[name] = dict(content[name])
         content["selected"] = {client: list(row) for client, row in self.selected.items()}
         content["rejections"] = [
             {"client": r.client, "code": str(r.code), "reason": r.reason} for r in self.rejections

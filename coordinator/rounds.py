@@ -155,6 +155,8 @@ def run_rounds(
             seconds=clock() - started,
             fit_seconds=fit_seconds,
             per_client_accuracy=clients_tested.accuracy,
+            per_client_local=clients_tested.local_accuracy,
+            per_client_mixed=clients_tested.mixed_accuracy,
             selected=fit.selected,
             note="; ".join(notes),
         )
@@ -297,15 +299,26 @@ def _evaluate_clients(
         ranks=run.ranks,
     )
     for admitted, _ in exchange(run, number, "evaluate", clients, roles, sent, answers):
-        # A client that holds nothing back answers without metrics, and has no accuracy.
         header = admitted.header
-        accuracy = header.metrics.get("accuracy", 0.0)
-        if not 0 <= accuracy <= 1:
-            reason = f"answer: expected an accuracy of 0 to 1, found {accuracy:g}"
+        # A client that holds nothing back answers without metrics, and has no accuracy.
+        found = {
+            which: header.metrics[which]
+            for which in ("accuracy", "accuracy/local", "accuracy/mixed")
+            if which in header.metrics
+        }
+        wrong = [value for value in found.values() if not 0 <= value <= 1]
+        if wrong:
+            reason = f"answer: expected an accuracy of 0 to 1, found {wrong[0]:g}"
             code = RejectionCode.MALFORMED
             answers.rejections.append(
                 Rejection(client=header.client, round=number, code=code, reason=reason)
             )
-        elif "accuracy" in header.metrics:
-            answers.accuracy[header.client] = accuracy
+            continue
+        for which, told in (
+            ("accuracy", answers.accuracy),
+            ("accuracy/local", answers.local_accuracy),
+            ("accuracy/mixed", answers.mixed_accuracy),
+        ):
+            if which in found:
+                told[header.client] = found[which]
     return answers

@@ -422,6 +422,32 @@ class RoundsSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalSection:
+    """`[personal]`: what is each client's own."""
+
+    tensors: str = _key(
+        "",
+        "trainable tensors that never leave a client, by names or patterns: `classifier.*`, `keys`",
+        pattern=re.compile(r"[^\s,]*( *, *[^\s,]+)*"),
+        allowed="expected names or patterns with commas between them, or an empty text",
+    )
+    report: bool = _key(
+        False,
+        "clients' tests compare the adapter that they trained last (local), the merged one "
+        "(global) and a mixture",
+    )
+    mix: float = _key(0.5, "share of the local adapter in the mixture", low=0, high=1)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`tensors` one by one."""
+        return tuple(word.strip() for word in self.tensors.split(",") if word.strip())
+
+    def __post_init__(self) -> None:
+        _check(self, "personal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationSection:
     """`[simulation]`: how clients are run; the one section that is not part of the job's hash."""
 

@@ -127,6 +127,7 @@ class Manifest:
     preprocessing: Preprocessing
     training: TrainingSpec
     pairs: tuple[FactorPair, ...] = ()  # of low-rank factors among the trainable tensors
+    personal: tuple[str, ...] = ()  # trainable tensors that never leave a client
     graphs: Mapping[str, str]  # role ("train", "evaluate", "predict") to file
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = MANIFEST_VERSION
@@ -154,14 +155,21 @@ class Manifest:
             if not isinstance(getattr(self, name), kind):
                 raise error(f"{name}: expected a {kind.__name__}")
         object.__setattr__(self, "pairs", _pairs(self.pairs, self.trainable))
+        object.__setattr__(self, "personal", _personal(self.personal, self.trainable))
         object.__setattr__(self, "inputs", _inputs(self.inputs))
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
 
     @property
+    def shared(self) -> ParamSpec:
+        """The trainable tensors that travel."""
+        kept = set(self.personal)
+        return ParamSpec(tuple(entry for entry in self.trainable.entries if entry[0] not in kept))
+
+    @property
     def exchanged(self) -> ParamSpec:
-        """What travels: the trainable tensors, and SCAFFOLD's control variates where it is on."""
-        return with_controls(self.trainable) if self.training.scaffold else self.trainable
+        """What travels: `shared`, and SCAFFOLD's control variates where it is on."""
+        return with_controls(self.shared) if self.training.scaffold else self.shared
 
     def to_json(self) -> bytes:
         """Canonical bytes: sorted keys, no spaces. The same manifest always gives the same."""
@@ -179,6 +187,7 @@ class Manifest:
                 "inputs": [[name, spec.dtype, spec.shape] for name, spec in self.inputs],
                 "preprocessing": {name: getattr(pre, name) for name in _PREPROCESSING},
                 "training": {name: getattr(train, name) for name in _TRAINING},
+                "personal": self.personal,
                 "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in self.pairs],
                 "graphs": dict(self.graphs),
                 "files": {
@@ -258,6 +267,18 @@ def _inputs(value: object) -> tuple[tuple[str, TensorSpec], ...]:
             raise ManifestError(f"inputs: {name!r} is given twice")
         names.add(name)
     return tuple(rows)
+
+
+def _personal(value: object, spec: ParamSpec) -> tuple[str, ...]:
+    names = _checks.sequence("personal", value, MAX_TENSORS, ManifestError)
+    for name in names:
+        if not isinstance(name, str) or name not in spec:
+            raise ManifestError(f"personal: {_checks.shown(name)} is not a trainable tensor")
+    if sorted(set(names)) != names:
+        raise ManifestError("personal: expected sorted names, each once")
+    if names and len(names) == len(spec.names):
+        raise ManifestError("personal: expected a tensor that is shared, found none")
+    return tuple(names)
 
 
 def _pair(row: object) -> FactorPair:

@@ -67,6 +67,9 @@ class Plan:
     shares: str = "all"  # which tensors its update holds
     tells: tuple[str, ...] = ("loss",)
     """Which metrics of its training the client tells; "selected" means "selected/0" and on."""
+    mix: float | None = None
+    """To fit: the client keeps what it trains, if this is set. To evaluate: it also tests what it
+    kept, and this share of it mixed into the tensors of the plan."""
     rank: int = 0  # of this client's factors, as in `factors.at_rank`; 0: as the bundle has it
     offset_round: int = 0
     """Frozen weights are those of this client's plan of that round (0: the bundle's), moved by what
@@ -95,6 +98,11 @@ class Plan:
         _checks.boolean("keep", self.keep, error)
         for name in ("sends", "trains", "shares"):
             _checks.one_of(name, getattr(self, name), CHOICES, error)
+        if self.mix is not None:
+            mix = _checks.real("mix", self.mix, error, low=0.0)
+            if mix > 1:
+                raise error(f"mix: expected at most 1, found {mix:g}")
+            object.__setattr__(self, "mix", mix)
         words = _checks.sequence("tells", self.tells, MAX_METRICS, error)
         told = tuple(_checks.text("tells", word, MAX_CLIENT_LENGTH, error) for word in words)
         object.__setattr__(self, "tells", told)
@@ -145,6 +153,7 @@ _FIELDS: Final = (
     "trains",
     "shares",
     "tells",
+    "mix",
     "rank",
     "offset_round",
     "offset_ranks",

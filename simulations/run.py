@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,7 +144,7 @@ def _summary(
         ],
         "skipped_clients": [list(entry) for entry in setup.federation.skipped],
         "class_names": list(setup.dataset.class_names),
-        "per_client": _per_client(setup, reports[-1].per_client_accuracy if reports else {}),
+        "per_client": _per_client(setup, reports),
         "job": job.hash(),
         "versions": versions(),
     }
@@ -176,15 +176,19 @@ def _transport(job: Job) -> str:
     return up
 
 
-def _per_client(setup: Setup, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+def _per_client(setup: Setup, reports: Sequence[RoundReport]) -> list[dict[str, Any]]:
     clients = setup.federation.clients
     counts = label_distribution(clients, len(setup.dataset.class_names))
+    last = reports[-1] if reports else None
     return [
         {
             "id": client.id,
             "samples": len(client.fit["labels"]),
             "held_out": len(client.held_out["labels"]),
-            "accuracy": accuracy.get(client.id),
+            "accuracy": last.per_client_accuracy.get(client.id) if last else None,
+            "local_accuracy": last.per_client_local.get(client.id) if last else None,
+            "mixed_accuracy": last.per_client_mixed.get(client.id) if last else None,
+            "selected": list(last.selected.get(client.id, ())) if last else [],
             "domain": client.domain,
             "labels": [int(count) for count in row],
         }

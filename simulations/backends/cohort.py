@@ -14,7 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
-from client_sdk.updates import close_evaluation, close_update, frozen_names, sample_count
+from client_sdk.updates import (
+    close_evaluation,
+    close_update,
+    frozen_names,
+    sample_count,
+    variants_of,
+)
 from client_sdk.work import Work, open_plan
 from edge_runtime import batch_plan
 from edge_runtime.session import same
@@ -172,12 +178,26 @@ class CohortClients:
         for client, work in group:
             if not sample_count(client.held_out):
                 yield client.id, close_evaluation(work.plan, {}, 0)
-            elif work.plan.sends != "all":
-                yield from self._evaluated([(client, work)])
+            elif work.plan.sends != "all" or self._manifest.personal or work.plan.mix is not None:
+                yield client.id, self._evaluated_alone(client, work)
             else:
                 alike.setdefault(work.plan.rank, []).append((client, work))
         for some in alike.values():
             yield from self._evaluated(some)
+
+    def _evaluated_alone(self, client: PreparedClient, work: Work) -> bytes | Exception:
+        """A client that tests tensors of its own."""
+        try:
+            metrics = {}
+            for suffix, tensors in variants_of(work, client.memory).items():
+                losses, correct = self._evaluate_samples(
+                    tensors, client.held_out, offset=work.offset
+                )
+                metrics["loss" + suffix] = rounded(float(losses.mean()))
+                metrics["accuracy" + suffix] = rounded(float(correct.mean()))
+            return close_evaluation(work.plan, metrics, sample_count(client.held_out))
+        except Exception as fault:
+            return fault
 
     def _evaluated(self, full: Sequence[_Evaluation]) -> Iterator[tuple[str, bytes | Exception]]:
         together = {

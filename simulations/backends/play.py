@@ -57,18 +57,22 @@ def play(
     test = preprocess(preprocessing, federation.test)
     results: list[Result] = []
 
+    # Of tensors that clients keep, the coordinator has what the bundle holds.
+    first = bundle.initial()
+
     def evaluate(tensors: Tensors, offset: Tensors) -> Mapping[str, float]:
-        return trainer.evaluate(tensors, test, offset=offset)
+        return trainer.evaluate({**first, **tensors}, test, offset=offset)
 
     choose_by = None
     if sample_count(federation.validation):
         validation = preprocess(preprocessing, federation.validation)
 
         def choose_by(tensors: Tensors) -> float:
-            return trainer.evaluate(tensors, validation)["accuracy"]
+            return trainer.evaluate({**first, **tensors}, validation)["accuracy"]
 
     def rounds(link: FlowerLink) -> None:
-        spec, initial = bundle.manifest.trainable, bundle.initial()
+        spec = bundle.manifest.shared
+        initial = {name: first[name] for name in spec.names}
         result = run_rounds(
             setup.job,
             spec,
@@ -99,7 +103,7 @@ def play(
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together
         rounds(FlowerLink(grid, clients=len(clients), window=window))
-    return results[0]
+    return results[0]._replace(tensors={**first, **results[0].tensors})
 
 
 def _local_clients(

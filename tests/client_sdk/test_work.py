@@ -14,12 +14,14 @@ from aggregation.mergers import BaseChange
 from aggregation.offsets import pack_changes
 from client_sdk.errors import PlanError
 from client_sdk.memory import FolderMemory
+from client_sdk.updates import close_update, variants_of
 from client_sdk.work import CONTROL, open_plan
 from protocol.controls import joined
 from protocol.factors import FactorPair, cut
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.plan import Plan, pack_plan
 from protocol.tensors import ParamSpec
+from protocol.update import unpack_update
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -140,3 +142,70 @@ def test_control_variates_need_a_client_that_keeps_its_own() -> None:
         open_plan(blob, SCAFFOLD, TENSORS)
     with pytest.raises(PlanError, match="plan: "):
         open_plan(pack_plan(PLAN, CODEC.encode(TENSORS)), SCAFFOLD, TENSORS)
+
+
+PERSONAL = replace(MANIFEST, personal=("head",))
+SHARED = {name: value for name, value in TENSORS.items() if name != "head"}
+
+
+def test_personal_tensors_are_the_client_s_own(memory: FolderMemory) -> None:
+    blob = pack_plan(PLAN, CODEC.encode(SHARED))
+    first = open_plan(blob, PERSONAL, TENSORS, memory)
+    np.testing.assert_array_equal(first.start["head"], TENSORS["head"])
+    trained = {name: value + 1 for name, value in first.start.items()}
+    _, payload = unpack_update(
+        close_update(first, PERSONAL, trained, {}, 7, memory), max_bytes=10_000
+    )
+    delta = CODEC.decode(payload, PERSONAL.shared, 10_000)
+    assert delta.keys() == SHARED.keys(), "the head stays"
+    later = open_plan(
+        pack_plan(replace(PLAN, round=3), CODEC.encode(SHARED)), PERSONAL, TENSORS, memory
+    )
+    np.testing.assert_array_equal(later.start["head"], TENSORS["head"] + 1)
+    # Played again, the first round starts as it did.
+    again = open_plan(blob, PERSONAL, TENSORS, memory)
+    np.testing.assert_array_equal(again.start["head"], TENSORS["head"])
+    # A round's test is of what the round trained.
+    test = pack_plan(replace(PLAN, task="evaluate"), CODEC.encode(SHARED))
+    np.testing.assert_array_equal(
+        open_plan(test, PERSONAL, TENSORS, memory).start["head"], TENSORS["head"] + 1
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_mixture_is_of_what_was_trained_last_and_what_the_plan_says(
+    memory: FolderMemory, share: float
+) -> None:
+    fit = replace(PLAN, mix=share)
+    work = open_plan(pack_plan(fit, CODEC.encode(TENSORS)), MANIFEST, TENSORS, memory)
+    evaluate = pack_plan(replace(fit, task="evaluate"), CODEC.encode(TENSORS))
+    before = open_plan(evaluate, MANIFEST, TENSORS, memory)
+    assert variants_of(before, memory).keys() == {""}, "nothing was trained yet"
+    trained = {name: value + 4 for name, value in work.start.items()}
+    close_update(work, MANIFEST, trained, {}, 7, memory)
+    variants = variants_of(open_plan(evaluate, MANIFEST, TENSORS, memory), memory)
+    assert list(variants) == ["", "/local", "/mixed"]
+    for name, value in TENSORS.items():
+        np.testing.assert_array_equal(variants[""][name], value)
+        np.testing.assert_array_equal(variants["/local"][name], trained[name])
+        np.testing.assert_allclose(variants["/mixed"][name], value + 4 * share, rtol=1e-6)
+    unasked = open_plan(
+        pack_plan(replace(PLAN, task="evaluate"), CODEC.encode(TENSORS)), MANIFEST, TENSORS, memory
+    )
+    assert variants_of(unasked, memory).keys() == {""}
+
+
+def test_only_metrics_that_the_plan_asks_for_leave(memory: FolderMemory) -> None:
+    metrics = {"loss": 1.0, "selected/0": 2.0, "selected/1": 0.0, "secret": 3.0}
+    told = {}
+    for words in ((), ("loss",), ("loss", "selected")):
+        work = open_plan(
+            pack_plan(replace(PLAN, tells=words), CODEC.encode(TENSORS)), MANIFEST, TENSORS
+        )
+        blob = close_update(work, MANIFEST, work.start, metrics, 7)
+        told[words] = set(unpack_update(blob, max_bytes=10_000)[0].metrics)
+    assert told == {
+        (): set(),
+        ("loss",): {"loss"},
+        ("loss", "selected"): {"loss", "selected/0", "selected/1"},
+    }

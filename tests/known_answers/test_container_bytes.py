@@ -63,6 +63,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "local_epochs": 1,
         "local_steps": 0,
         "max_update_bytes": 1000,
+        "mix": None,
         "nonce": "0123456789abcdef",
         "offset_ranks": [],
         "offset_round": 0,
