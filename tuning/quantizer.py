@@ -14,13 +14,15 @@ CODE = 0.6744897501960817
 EPSILON = 1e-5
 
 
-def one_bit(weight: torch.Tensor) -> torch.Tensor:
+def one_bit(weight: torch.Tensor, *, rows: bool = False) -> torch.Tensor:
     """Quantise one matrix: code * std + mean, where code is +-0.6745 and zero counts as plus.
 
-    Mean and (unbiased) standard deviation are part of the gradient, the rounding is not: its
-    derivative is taken as one.
+    With `rows` every row of the first axis is a matrix of its own. Mean and (unbiased) standard
+    deviation are part of the gradient, the rounding is not: its derivative is taken as one.
     """
-    mean, deviation = weight.mean(), weight.std()
+    over = tuple(range(int(rows), weight.dim()))
+    mean = weight.mean(dim=over, keepdim=True)
+    deviation = weight.std(dim=over, keepdim=True)
     standard = (weight - mean) / (deviation + EPSILON)
     code = torch.where(standard >= 0, CODE, -CODE)
     return (standard + (code - standard).detach()) * deviation + mean

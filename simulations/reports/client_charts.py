@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients have and reach: the spread of their accuracies, and who holds which labels."""
+"""What clients have and reach: the spread of their accuracies, who holds which labels, and which
+elements of a pool they select."""
 
 from __future__ import annotations
 
@@ -75,51 +76,62 @@ def label_map(clients: Sequence[Client], class_names: Sequence[str]) -> str:
     """A column a client and a row a class, darker for a larger share of the client's samples;
     above it a bar with the client's number of samples. Clients are ordered by their commonest
     class, so that an uneven partition shows as a staircase."""
-    columns = _columns(clients)
-    if not columns or not class_names:
-        raise ValueError("label map: expected at least one client and one class")
     names = [name if len(name) <= 12 else name[:11] + "…" for name in class_names]
+    title = "labels of each client"
+    return _share_map(clients, "labels", names, unit="samples", row="class", title=title)
+
+
+def selection_map(clients: Sequence[Client]) -> str:
+    """As `label_map`, of how often each client's samples selected each element of a pool."""
+    elements = max((len(_items(client.get("selected"))) for client in clients), default=0)
+    names = [str(element) for element in range(elements)]
+    title = "elements that each client selects"
+    return _share_map(clients, "selected", names, unit="selections", row="element", title=title)
+
+
+def _share_map(
+    clients: Sequence[Client], key: str, names: Sequence[str], *, unit: str, row: str, title: str
+) -> str:
+    columns = _columns(clients, key)
+    if not columns or not names:
+        raise ValueError(f"{title}: expected at least one client and one {row}")
     left = max(62.0, 20 + 6.4 * max(len(name) for name in names))
-    row = max(12.0, min(20.0, 240 / len(names)))
+    height_of_row = max(12.0, min(20.0, 240 / len(names)))
     bars, top = 52.0, 72.0
     step = (WIDTH - RIGHT - left) / len(columns)
     gap = 1.0 if step > 5 else 0.0
-    most = max(sum(labels) for _, labels in columns)
-    height = top + row * len(names) + 30
+    most = max(sum(counts) for _, counts in columns)
+    height = top + height_of_row * len(names) + 30
     parts = [
         text(left - 6, 20, f"{most}", anchor="end"),
-        _small(left - 6, 32, "samples", anchor="end"),
+        _small(left - 6, 32, unit, anchor="end"),
         f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="16" y2="16"/>',
     ]
     for index, name in enumerate(names):
-        parts.append(text(left - 6, top + row * (index + 0.5) + 4, name, anchor="end"))
-    for index, (client, labels) in enumerate(columns):
-        x, total = left + index * step, sum(labels)
+        parts.append(text(left - 6, top + height_of_row * (index + 0.5) + 4, name, anchor="end"))
+    for index, (client, counts) in enumerate(columns):
+        x, total = left + index * step, sum(counts)
         tall = bars * total / most
         parts.append(
             f'<rect class="bar" x="{x:.2f}" y="{16 + bars - tall:.1f}" width="{step - gap:.2f}" '
             f'height="{tall:.1f}">'
-            f"<title>{escape(str(client['id']))}: {total} samples</title></rect>"
+            f"<title>{escape(str(client['id']))}: {total} {unit}</title></rect>"
         )
-        for kind, count in enumerate(labels):
-            share = count / total
-            # Square root: a few samples of a class must be told from none.
-            strength = f' style="fill-opacity:{math.sqrt(share):.3f}"'
-            tip = f"{client['id']}: {count} of {total} are {class_names[kind]}"
+        for kind, count in enumerate(counts[: len(names)]):
+            # Square root: a few must be told from none.
+            strength = f' style="fill-opacity:{math.sqrt(count / total):.3f}"'
+            tip = f"{client['id']}: {count} of {total} are {names[kind]}"
+            place = f'x="{x:.2f}" y="{top + height_of_row * kind:.1f}"'
+            size = f'width="{step - gap:.2f}" height="{height_of_row - 1:.1f}"'
+            parts.append(f'<rect class="empty" {place} {size}/>')
             parts.append(
-                f'<rect class="empty" x="{x:.2f}" y="{top + row * kind:.1f}" '
-                f'width="{step - gap:.2f}" height="{row - 1:.1f}"/>'
+                f'<rect class="cell" {place} {size}{strength}><title>{escape(tip)}</title></rect>'
             )
-            parts.append(
-                f'<rect class="cell" x="{x:.2f}" y="{top + row * kind:.1f}" '
-                f'width="{step - gap:.2f}" height="{row - 1:.1f}"{strength}>'
-                f"<title>{escape(tip)}</title></rect>"
-            )
-    shown = f"{len(columns)} clients, ordered by their commonest class"
+    shown = f"{len(columns)} clients, ordered by their commonest {row}"
     if len(columns) < len(clients):
-        shown = f"{len(columns)} of {len(clients)} clients, ordered by their commonest class"
+        shown = f"{len(columns)} of {len(clients)} clients, ordered by their commonest {row}"
     parts.append(text((left + WIDTH - RIGHT) / 2, height - 8, shown, kind="label"))
-    return svg(parts, title="labels of each client", height=height)
+    return svg(parts, title=title, height=height)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -136,9 +148,9 @@ def domains_of(clients: Sequence[Client]) -> list[str]:
     return found if 1 < len(found) <= COLOURS else []
 
 
-def _columns(clients: Sequence[Client]) -> list[tuple[Client, list[int]]]:
-    pairs = [(c, [_whole(n) for n in _items(c.get("labels"))]) for c in clients]
-    pairs = [(c, labels) for c, labels in pairs if sum(labels)]
+def _columns(clients: Sequence[Client], key: str) -> list[tuple[Client, list[int]]]:
+    pairs = [(c, [_whole(n) for n in _items(c.get(key))]) for c in clients]
+    pairs = [(c, counts) for c, counts in pairs if sum(counts)]
     pairs.sort(key=lambda p: (_commonest(p[1]), -max(p[1]) / sum(p[1]), str(p[0]["id"])))
     every = math.ceil(len(pairs) / MAX_COLUMNS)
     return pairs[::every] if every > 1 else pairs

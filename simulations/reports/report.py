@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from simulations.reports.charts import Series, colour_of, line_chart
-from simulations.reports.client_charts import accuracy_spread, domains_of, label_map
+from simulations.reports.client_charts import (
+    accuracy_spread,
+    domains_of,
+    label_map,
+    quantile,
+    selection_map,
+)
 from simulations.reports.page import folded, legend, page, section, table, tile
 from simulations.reports.run_record import RoundLine, RunRecord, read_run
 from simulations.reports.units import bytes_text, count_text, duration_text
@@ -36,11 +42,14 @@ def _body(run: RunRecord) -> str:
         charts.append(_spread(measured))
     if any(sum(client.get("labels") or ()) for client in clients):
         charts.append(_labels(clients, summary.get("class_names") or ()))
+    if any(sum(client.get("selected") or ()) for client in clients):
+        charts.append(_selections(clients))
     parts = [
         f"<h1>{escape(run.name)}</h1>",
         f'<p class="lead">{escape(_lead(run))}</p>',
         _tiles(run),
         f'<div class="grid2">{"".join(charts)}</div>' if charts else "",
+        _personal(measured),
         _domains(measured),
         f'<div class="grid2">{_rejections(run)}{_skipped(summary)}</div>',
         folded("Rounds", _rounds(run.rounds)),
@@ -159,6 +168,29 @@ def _labels(clients: Sequence[Mapping[str, Any]], class_names: Sequence[str]) ->
     names = [str(n) for n in class_names] or [str(n) for n in range(widest)]
     note = "Share of each class in a client's samples, and above it how many it has."
     return section("Who holds which labels", note, label_map(clients, names))
+
+
+def _selections(clients: Sequence[Mapping[str, Any]]) -> str:
+    note = "Share of each element in what a client's samples selected in the last round."
+    return section("Who selects which elements", note, selection_map(clients))
+
+
+def _personal(clients: Sequence[Mapping[str, Any]]) -> str:
+    tested = [client for client in clients if client.get("local_accuracy") is not None]
+    if not tested:
+        return ""
+    rows = []
+    for key, name in (
+        ("local_accuracy", "local: what the client itself trained last"),
+        ("accuracy", "global: the merged one"),
+        ("mixed_accuracy", "mixed"),
+    ):
+        values = sorted(client[key] for client in tested)
+        figures = [sum(values) / len(values), *(quantile(values, s) for s in (0.1, 0.5, 0.9))]
+        rows.append([name, *(_percent(value) for value in figures)])
+    header = ["adapter", "mean of clients", "worst tenth", "median", "best tenth"]
+    note = f"{len(tested)} clients, each on its own held-out samples and counted alike."
+    return section("Adapters of clients", note, table(header, rows), wide=True)
 
 
 def _domains(clients: Sequence[Mapping[str, Any]]) -> str:

@@ -450,3 +450,44 @@ def test_report_is_json_and_comes_back_the_same(
 def test_nobody_to_ask_is_an_error(make_link: MakeLink, initial: Tensors, tmp_path: Path) -> None:
     with pytest.raises(NoClientsError, match="round 1: expected at least one client"):
         play(JOB, make_link(JOB, ()), initial, tmp_path / "j")
+
+
+def test_one_bit_both_ways_does_not_drift_from_the_server_s_tensors(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    update = UpdateSection(
+        codec="one-bit", error_feedback=True, downlink="changes", downlink_codec="one-bit"
+    )
+    job = replace(
+        JOB,
+        data=DataSection(clients=5, held_out=0.0),
+        rounds=RoundsSection(count=60, evaluate_every=60),
+        update=update,
+    )
+    apart: list[float] = []
+
+    def on_round(report: RoundReport) -> None:
+        moments = journal.moments(job.hash(), report.round)
+        _, tensors = journal.open_run(job.hash(), "", initial)
+        squares = [
+            float(np.square(tensors[name] - moments[f"downlink/{name}"]).sum()) for name in tensors
+        ]
+        apart.append(sum(squares) ** 0.5)
+
+    with Journal(tmp_path / "j") as journal:
+        final = run_rounds(
+            job,
+            ParamSpec.of(initial),
+            initial,
+            make_link(job, CLIENTS, memory=tmp_path / "memory"),
+            journal,
+            on_round,
+            accuracy_of,
+        ).tensors
+    # What clients hold follows what the server has: the distance stays what a few rounds move.
+    assert len(apart) == 60 and max(apart[30:]) < 2 * max(apart[:30])
+    whole = replace(job, update=UpdateSection())
+    plain, _ = play(whole, make_link(whole, CLIENTS), initial, tmp_path / "plain")
+    moved = sum(float(np.square(plain[n] - initial[n]).sum()) for n in plain) ** 0.5
+    off = sum(float(np.square(plain[n] - final[n]).sum()) for n in plain) ** 0.5
+    assert off < 0.2 * moved

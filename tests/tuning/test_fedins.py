@@ -19,6 +19,7 @@ from tuning.backbones import load_backbone
 from tuning.errors import MethodError
 from tuning.methods import Tuned, method_named
 from tuning.methods.fedins import InstancePool, fold_element, leading
+from tuning.quantizer import one_bit
 
 CLASSES = 4
 
@@ -181,6 +182,27 @@ def test_compiled_prediction_chooses_by_image(make_bundle: Callable[..., Any]) -
     for name, value in trained.items():
         unused = [j for j, count in enumerate(counts) if count == 0]
         np.testing.assert_array_equal(value[unused], start[name][unused], err_msg=name)
+
+
+def test_a_one_bit_pool_is_a_pool_of_quantised_elements(tiny_vit: Path) -> None:
+    pool, plain = attached(tiny_vit, one_bit=True), attached(tiny_vit)
+    inside = dict(plain.module.named_parameters())
+    with torch.no_grad():
+        for name, value in pool.parameters().items():
+            used = value
+            if name.endswith((".scale", ".shift")):
+                used = torch.stack([one_bit(row[None])[0] for row in value])
+                assert all(len(set(row.tolist())) == 2 for row in used), "one bit a value"
+            inside[plain.trainable[name]].copy_(used)
+        found = pool.module(pixel_values=pixels()).logits
+        torch.testing.assert_close(found, plain.module(pixel_values=pixels()).logits)
+        folded = fold_element(pool.module, 2)(pixel_values=pixels()).logits
+        expected = fold_element(plain.module, 2)(pixel_values=pixels()).logits
+    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-5)
+    with pytest.raises(MethodError, match="init_std is 0; it must be above 0"):
+        attached(tiny_vit, one_bit=True, init_std=0.0)
+    with pytest.raises(MethodError, match="one_bit is 1; expected true or false"):
+        attached(tiny_vit, one_bit=1)
 
 
 @given(

@@ -61,6 +61,10 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise MethodError(f"method.targets is {value!r}; expected a list of layer names")
         return tuple(value)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise MethodError(f"method.{key} is {value!r}; expected true or false")
+        return value
     if isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise MethodError(f"method.{key} is {value!r}; expected a number")

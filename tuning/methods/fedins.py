@@ -9,7 +9,9 @@ selected has a gradient. The server averages the pool index by index.
 
 Differs from source: the selection is per image at any batch size (the released code averages it
 over the batch as well); gamma is stored as 1 + `scale`, as in `ssf.py`; of equal cosines the
-element with the smaller index is taken.
+element with the smaller index is taken. With `one_bit` every element's scale and shift are used
+as 1-bit values of their own mean and deviation, gradients straight through (Jie, Wang and Deng
+2023, arXiv 2307.16867, for adapters); what is trained and travels are the latent values behind.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import nn
 from tuning.errors import MethodError
 from tuning.methods.method import Tuned
 from tuning.methods.ssf import ScaleShift, fold_scales, sites
+from tuning.quantizer import one_bit
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -61,7 +64,14 @@ class PooledScaleShift(nn.Module):
     """A layer followed by y = (1 + scale) * h + shift, of each sample's own mixture."""
 
     def __init__(
-        self, base_layer: nn.Module, elements: int, channels: int, channel_axis: int, mix: Mixture
+        self,
+        base_layer: nn.Module,
+        elements: int,
+        channels: int,
+        channel_axis: int,
+        mix: Mixture,
+        *,
+        quantised: bool = False,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -69,6 +79,7 @@ class PooledScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.zeros(elements, channels))
         self.channel_axis = channel_axis
         self.mixture = mix
+        self.quantised = quantised
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the layer, then each sample's affine map."""
@@ -76,8 +87,14 @@ class PooledScaleShift(nn.Module):
         shape = [output.shape[0], *[1] * (output.dim() - 1)]
         shape[self.channel_axis] = self.scale.shape[-1]
         weights = self.mixture.weights
-        scale = (weights @ self.scale).reshape(shape)
-        return output * (1.0 + scale) + (weights @ self.shift).reshape(shape)
+        scale, shift = ((weights @ pool).reshape(shape) for pool in self.used())
+        return output * (1.0 + scale) + shift
+
+    def used(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of every element, [elements, channels] each, as the pass uses them."""
+        if not self.quantised:
+            return self.scale, self.shift
+        return one_bit(self.scale, rows=True), one_bit(self.shift, rows=True)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -88,8 +105,9 @@ class PooledScaleShift(nn.Module):
         """The layer with one element alone."""
         layer = ScaleShift(self.base_layer, self.scale.shape[-1], self.channel_axis)
         with torch.no_grad():
-            layer.scale.copy_(self.scale[index])
-            layer.shift.copy_(self.shift[index])
+            scale, shift = self.used()
+            layer.scale.copy_(scale[index])
+            layer.shift.copy_(shift[index])
         return layer
 
 
@@ -160,6 +178,7 @@ class FedIns:
     selected: int = 3
     key_weight: float = 0.1
     init_std: float = 0.02
+    one_bit: bool = False
 
     def __post_init__(self) -> None:
         if self.elements < 1:
@@ -173,6 +192,11 @@ class FedIns:
             raise MethodError(f"method.key_weight is {self.key_weight}; it must be in [0, 1)")
         if not 0 <= self.init_std < 1:
             raise MethodError(f"method.init_std is {self.init_std}; it must be in [0, 1)")
+        if self.one_bit and self.init_std == 0:
+            raise MethodError(
+                "method.init_std is 0; it must be above 0 with method.one_bit, whose values have "
+                "the deviation of what they start from"
+            )
 
     def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
         """Give every site of SSF a pool, and put the backbone as it was beside it."""
@@ -192,7 +216,9 @@ class FedIns:
         mixture = Mixture()
         trainable = {name: name for name in ("keys", "weight", "bias")}
         for path, module, place in sites(model):
-            pooled = PooledScaleShift(module, self.elements, *place, mixture)
+            pooled = PooledScaleShift(
+                module, self.elements, *place, mixture, quantised=self.one_bit
+            )
             with torch.no_grad():
                 pooled.scale.normal_(0.0, self.init_std, generator=generator)
                 pooled.shift.normal_(0.0, self.init_std, generator=generator)

@@ -310,3 +310,22 @@ def test_byte_axis_is_logarithmic_when_runs_cost_very_different_amounts(tmp_path
     assert "(logarithmic)" in checked(out / "compare.html")
     compare(prepare([cheap]), out, progress=SilentProgress())
     assert "(logarithmic)" not in checked(out / "compare.html")
+
+
+def test_pools_and_personal_adapters_have_a_chart_and_a_table(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", clients=6)
+    plain = write_report(folder).read_text(encoding="utf-8")
+    assert "Adapters of clients" not in plain and "Who selects which elements" not in plain
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    for number, client in enumerate(summary["per_client"]):
+        client["selected"] = [3 * number, 7.0, 0]
+        client["local_accuracy"] = 0.75 + number / 100
+        client["mixed_accuracy"] = 0.5
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    text = checked(write_report(folder))
+    assert "Who selects which elements" in text and "elements that each client selects" in text
+    assert "client-005: 22 selections" in text and "client-005: 15 of 22 are 0" in text
+    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("Adapters of clients") :], re.DOTALL)
+    assert "77.5 %" in rows[1] and "local" in rows[1], "0.75 to 0.80, their mean"
+    assert "50.0 %" in rows[3] and "mixed" in rows[3]
