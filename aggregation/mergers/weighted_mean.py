@@ -126,13 +126,11 @@ def _is_safe(spec: ParamSpec, weight: float) -> bool:
 
 
 def _require_finite(update: Tensors, weight: float) -> None:
-    for name, value in update.items():
-        flat = value.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, value in update.items():
             # A sum of squares is finite only if every value is, and is read at memory's speed.
-            square = float(np.dot(flat, flat))
-        if not math.isfinite(square) and not np.isfinite(flat).all():
-            raise _not_finite(name, weight)
+            if not math.isfinite(np.vdot(value, value)) and not np.isfinite(value).all():
+                raise _not_finite(name, weight)
 
 
 def _require_finite_sums(spec: ParamSpec, sums: np.ndarray, weight: float) -> None:

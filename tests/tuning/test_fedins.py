@@ -18,7 +18,7 @@ from edge_runtime.trainer import OnnxTrainer
 from tuning.backbones import load_backbone
 from tuning.errors import MethodError
 from tuning.methods import Tuned, method_named
-from tuning.methods.fedins import InstancePool, fold_element, leading
+from tuning.methods.fedins import InstancePool, PooledScaleShift, fold_element, leading
 from tuning.quantizer import one_bit
 
 CLASSES = 4
@@ -36,16 +36,26 @@ def attached(folder: Path, **settings: Any) -> Tuned:
     )
 
 
+def per_site(tuned: Tuned) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Scale and shift [elements, channels] of every site by the backbone's own name for it."""
+    pool = tuned.module
+    assert isinstance(pool, InstancePool)
+    rows = pool.used().detach()
+    return {
+        path: site.parts(rows)
+        for path, site in pool.model.named_modules()
+        if isinstance(site, PooledScaleShift)
+    }
+
+
 def alone(folder: Path, tuned: Tuned, chosen: list[int], image: torch.Tensor) -> torch.Tensor:
     """Logits of one image: hooks on the plain network scale and shift by the mean of the chosen."""
     model = load_backbone(folder, classes=CLASSES, seed=1).model
-    tensors = tuned.parameters()
+    tensors, places = tuned.parameters(), per_site(tuned)
     for path, layer in model.named_modules():
-        if f"{path}.scale" not in tensors:
+        if path not in places:
             continue
-        scale, shift = (
-            tensors[f"{path}.{name}"][chosen].mean(dim=0) for name in ("scale", "shift")
-        )
+        scale, shift = (part[chosen].mean(dim=0) for part in places[path])
         axes = (-1, 1, 1) if "projection" in path else (-1,)
         gamma, beta = 1 + scale.reshape(axes), shift.reshape(axes)
         layer.register_forward_hook(lambda _, __, out, g=gamma, b=beta: out * g + b)
@@ -157,11 +167,14 @@ def test_a_pool_of_one_is_ssf(tiny_vit: Path) -> None:
         load_backbone(tiny_vit, classes=CLASSES, seed=1), seed=1
     )
     inside = dict(ssf.module.named_parameters())
-    tensors = pool.parameters()
+    tensors, places = pool.parameters(), per_site(pool)
+    assert len(places) == (len(ssf.trainable) - 2) / 2
     with torch.no_grad():
-        for name, path in ssf.trainable.items():
-            own = {"classifier.weight": "weight", "classifier.bias": "bias"}.get(name, name)
-            inside[path].copy_(tensors[own][0])
+        for path, parts in places.items():
+            for name, value in zip(("scale", "shift"), parts, strict=True):
+                inside[ssf.trainable[f"{path}.{name}"]].copy_(value[0])
+        for name in ("weight", "bias"):
+            inside[f"classifier.{name}"].copy_(tensors[name][0])
         found = pool.module(pixel_values=pixels()).logits
         expected = ssf.module(pixel_values=pixels()).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -189,11 +202,13 @@ def test_a_one_bit_pool_is_a_pool_of_quantised_elements(tiny_vit: Path) -> None:
     inside = dict(plain.module.named_parameters())
     with torch.no_grad():
         for name, value in pool.parameters().items():
-            used = value
-            if name.endswith((".scale", ".shift")):
-                used = torch.stack([one_bit(row[None])[0] for row in value])
+            inside[name].copy_(value)
+        for place in pool.module.sites():
+            for latent, used in zip(
+                place.parts(pool.parameters()["pool"]), place.parts(inside["pool"]), strict=True
+            ):
+                used.copy_(torch.stack([one_bit(row[None])[0] for row in latent]))
                 assert all(len(set(row.tolist())) == 2 for row in used), "one bit a value"
-            inside[plain.trainable[name]].copy_(used)
         found = pool.module(pixel_values=pixels()).logits
         torch.testing.assert_close(found, plain.module(pixel_values=pixels()).logits)
         folded = fold_element(pool.module, 2)(pixel_values=pixels()).logits
@@ -237,4 +252,7 @@ def test_start_is_drawn_as_the_released_code_does(tiny_vit: Path) -> None:
     pool = attached(tiny_vit, elements=25, selected=3, init_std=0.02).module
     assert isinstance(pool, InstancePool)
     assert float(pool.keys.detach().std()) == pytest.approx(0.02, rel=0.15)
-    assert not pool.bias.any() and float(pool.weight.detach().std()) > 0.05
+    assert float(pool.pool.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not pool.bias.any() and float(pool.weight.detach().std()) == pytest.approx(
+        (2 / 16) ** 0.5, rel=0.1
+    )

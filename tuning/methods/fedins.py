@@ -45,69 +45,62 @@ class Answer(NamedTuple):
 
 
 class Mixture:
-    """How much of each element a batch takes: there during a forward pass, read at every site."""
+    """Scale and shift of every sample: there during a forward pass, read at every site."""
 
-    weights: torch.Tensor  # [B, elements], rows add up to 1
+    rows: torch.Tensor  # [B, pool width]
 
     @contextmanager
-    def of(self, weights: torch.Tensor) -> Iterator[None]:
-        """Every site mixes by these weights inside."""
-        self.weights = weights
+    def of(self, rows: torch.Tensor) -> Iterator[None]:
+        """Every site takes its part of these rows inside."""
+        self.rows = rows
         try:
             yield
         finally:
             # A tensor of a trace must not outlive it.
-            del self.weights
+            del self.rows
 
 
 class PooledScaleShift(nn.Module):
-    """A layer followed by y = (1 + scale) * h + shift, of each sample's own mixture."""
+    """A layer followed by y = (1 + scale) * h + shift, of each sample's own mixture.
+
+    Its scale stands in an element's row from `start` on, its shift behind it.
+    """
 
     def __init__(
-        self,
-        base_layer: nn.Module,
-        elements: int,
-        channels: int,
-        channel_axis: int,
-        mix: Mixture,
-        *,
-        quantised: bool = False,
+        self, base_layer: nn.Module, start: int, channels: int, channel_axis: int, mixture: Mixture
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.scale = nn.Parameter(torch.zeros(elements, channels))
-        self.shift = nn.Parameter(torch.zeros(elements, channels))
+        self.start = start
+        self.channels = channels
         self.channel_axis = channel_axis
-        self.mixture = mix
-        self.quantised = quantised
+        self.mixture = mixture
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the layer, then each sample's affine map."""
         output = self.base_layer(hidden)
         shape = [output.shape[0], *[1] * (output.dim() - 1)]
-        shape[self.channel_axis] = self.scale.shape[-1]
-        weights = self.mixture.weights
-        scale, shift = ((weights @ pool).reshape(shape) for pool in self.used())
+        shape[self.channel_axis] = self.channels
+        scale, shift = (part.reshape(shape) for part in self.parts(self.mixture.rows))
         return output * (1.0 + scale) + shift
 
-    def used(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift of every element, [elements, channels] each, as the pass uses them."""
-        if not self.quantised:
-            return self.scale, self.shift
-        return one_bit(self.scale, rows=True), one_bit(self.shift, rows=True)
+    def parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of this site in rows [..., pool width]: [..., channels] each."""
+        middle = self.start + self.channels
+        return rows[..., self.start : middle], rows[..., middle : middle + self.channels]
 
     @property
     def weight(self) -> torch.Tensor:
         """The layer's own weight: some networks ask their first layer for its data type."""
         return self.base_layer.weight
 
-    def element(self, index: int) -> ScaleShift:
-        """The layer with one element alone."""
-        layer = ScaleShift(self.base_layer, self.scale.shape[-1], self.channel_axis)
+    def fixed(self, row: torch.Tensor) -> ScaleShift:
+        """The layer with one element alone, whose row [pool width] this is."""
+        layer = ScaleShift(self.base_layer, self.channels, self.channel_axis)
         with torch.no_grad():
-            scale, shift = self.used()
-            layer.scale.copy_(scale[index])
-            layer.shift.copy_(shift[index])
+            scale, shift = self.parts(row)
+            layer.scale.copy_(scale)
+            layer.shift.copy_(shift)
         return layer
 
 
@@ -115,7 +108,8 @@ class InstancePool(nn.Module):
     """A backbone whose sites have pools, and the backbone as it was, which chooses of them.
 
     `model` and `query` share every frozen weight and end in features [B, features], where the
-    backbone has its `classifier`.
+    backbone has its classifier, at `path`. An element is a row of `pool`: scale and shift of every
+    site, one after the other.
     """
 
     def __init__(
@@ -124,21 +118,36 @@ class InstancePool(nn.Module):
         query: nn.Module,
         mixture: Mixture,
         *,
-        classifier: str,
+        classifier: nn.Linear,
+        path: str,
         elements: int,
         selected: int,
-        features: int,
-        classes: int,
+        quantised: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.query = query
         self.mixture = mixture
-        self.classifier = classifier
+        self.path = path
         self.selected = selected
+        self.quantised = quantised
+        features, classes = classifier.in_features, classifier.out_features
+        width = sum(2 * site.channels for site in self.sites())
+        self.pool = nn.Parameter(torch.empty(elements, width))
         self.keys = nn.Parameter(torch.empty(elements, features))
         self.weight = nn.Parameter(torch.empty(elements, classes, features))
         self.bias = nn.Parameter(torch.zeros(elements, classes))
+
+    def sites(self) -> list[PooledScaleShift]:
+        """Every layer with a scale and a shift, in the order of their places in a row."""
+        return [site for site in self.model.modules() if isinstance(site, PooledScaleShift)]
+
+    def used(self) -> torch.Tensor:
+        """The pool as a forward pass uses it, [elements, pool width]."""
+        if not self.quantised:
+            return self.pool
+        parts = [part for site in self.sites() for part in site.parts(self.pool)]
+        return torch.cat([one_bit(part, rows=True) for part in parts], dim=-1)
 
     def forward(self, **batch: torch.Tensor) -> Answer:
         """Choose by the query features, then answer with the mixture of what was chosen."""
@@ -151,7 +160,7 @@ class InstancePool(nn.Module):
         ).transpose(-1, -2)
         chosen = leading(cosines, self.selected)
         weights = chosen / self.selected
-        with self.mixture.of(weights):
+        with self.mixture.of(weights @ self.used()):
             features = self.model(**batch).logits
         # [B, M, C]: all classifiers, of which the mixture takes its own.
         scores = torch.einsum("bd,mcd->bmc", features, self.weight) + self.bias
@@ -213,34 +222,29 @@ class FedIns:
         shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
         query = copy.deepcopy(model, shared)
         generator = torch.Generator().manual_seed(seed)
-        mixture = Mixture()
-        trainable = {name: name for name in ("keys", "weight", "bias")}
-        for path, module, place in sites(model):
-            pooled = PooledScaleShift(
-                module, self.elements, *place, mixture, quantised=self.one_bit
-            )
-            with torch.no_grad():
-                pooled.scale.normal_(0.0, self.init_std, generator=generator)
-                pooled.shift.normal_(0.0, self.init_std, generator=generator)
+        mixture, width = Mixture(), 0
+        for path, module, (channels, axis) in sites(model):
             above, _, last = path.rpartition(".")
-            setattr(model.get_submodule(above), last, pooled)
-            for name in ("scale", "shift"):
-                trainable[f"{path}.{name}"] = f"model.{path}.{name}"
+            site = PooledScaleShift(module, width, channels, axis, mixture)
+            setattr(model.get_submodule(above), last, site)
+            width += 2 * channels
         pool = InstancePool(
             model,
             query,
             mixture,
-            classifier=backbone.classifier,
+            classifier=classifier,
+            path=backbone.classifier,
             elements=self.elements,
             selected=self.selected,
-            features=classifier.in_features,
-            classes=classifier.out_features,
+            quantised=self.one_bit,
         )
+        nn.init.normal_(pool.pool, std=self.init_std, generator=generator)
         nn.init.trunc_normal_(pool.keys, std=KEY_STD, generator=generator)
-        nn.init.kaiming_normal_(pool.weight, generator=generator)
+        for element in pool.weight.detach():
+            nn.init.kaiming_normal_(element, generator=generator)
         return Tuned(
             module=pool,
-            trainable=trainable,
+            trainable={name: name for name in ("pool", "keys", "weight", "bias")},
             fold=(lambda module: fold_element(module, 0)) if self.elements == 1 else None,
             sample_loss=self._sample_loss,
             tallies={"selected": self.elements},
@@ -259,15 +263,16 @@ def fold_element(pool: nn.Module, index: int) -> nn.Module:
     assert isinstance(pool, InstancePool), "only what FedIns attached has elements"
     if not 0 <= index < len(pool.keys):
         raise MethodError(f"element is {index}; the pool has 0 to {len(pool.keys) - 1}")
+    row = pool.used()[index].detach()
     for path, layer in list(pool.model.named_modules()):
-        parent, _, leaf = path.rpartition(".")
         if isinstance(layer, PooledScaleShift):
-            setattr(pool.model.get_submodule(parent), leaf, layer.element(index))
+            parent, _, leaf = path.rpartition(".")
+            setattr(pool.model.get_submodule(parent), leaf, layer.fixed(row))
     fold_scales(pool.model)
     classifier = nn.Linear(pool.weight.shape[-1], pool.weight.shape[-2])
     with torch.no_grad():
         classifier.weight.copy_(pool.weight[index])
         classifier.bias.copy_(pool.bias[index])
-    parent, _, leaf = pool.classifier.rpartition(".")
+    parent, _, leaf = pool.path.rpartition(".")
     setattr(pool.model.get_submodule(parent), leaf, classifier)
     return pool.model
