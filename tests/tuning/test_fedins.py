@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ def attached(folder: Path, **settings: Any) -> Tuned:
     )
 
 
-def per_site(tuned: Tuned) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def per_site(tuned: Tuned) -> dict[str, Sequence[torch.Tensor]]:
     """Scale and shift [elements, channels] of every site by the backbone's own name for it."""
     pool = tuned.module
     assert isinstance(pool, InstancePool)
-    rows = pool.used().detach()
+    parts = pool.parts(pool.used().detach())
     return {
-        path: site.parts(rows)
+        path: site.own(parts)
         for path, site in pool.model.named_modules()
         if isinstance(site, PooledScaleShift)
     }
@@ -203,12 +203,10 @@ def test_a_one_bit_pool_is_a_pool_of_quantised_elements(tiny_vit: Path) -> None:
     with torch.no_grad():
         for name, value in pool.parameters().items():
             inside[name].copy_(value)
-        for place in pool.module.sites():
-            for latent, used in zip(
-                place.parts(pool.parameters()["pool"]), place.parts(inside["pool"]), strict=True
-            ):
-                used.copy_(torch.stack([one_bit(row[None])[0] for row in latent]))
-                assert all(len(set(row.tolist())) == 2 for row in used), "one bit a value"
+        latent = pool.module.parts(pool.parameters()["pool"])
+        for part, used in zip(latent, plain.module.parts(inside["pool"]), strict=True):
+            used.copy_(torch.stack([one_bit(row[None])[0] for row in part]))
+            assert all(len(set(row.tolist())) == 2 for row in used), "one bit a value"
         found = pool.module(pixel_values=pixels()).logits
         torch.testing.assert_close(found, plain.module(pixel_values=pixels()).logits)
         folded = fold_element(pool.module, 2)(pixel_values=pixels()).logits

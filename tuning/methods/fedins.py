@@ -17,7 +17,7 @@ as 1-bit values of their own mean and deviation, gradients straight through (Jie
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -47,31 +47,31 @@ class Answer(NamedTuple):
 class Mixture:
     """Scale and shift of every sample: there during a forward pass, read at every site."""
 
-    rows: torch.Tensor  # [B, pool width]
+    parts: Sequence[torch.Tensor]  # [B, channels] each: scale and shift, site after site
 
     @contextmanager
-    def of(self, rows: torch.Tensor) -> Iterator[None]:
-        """Every site takes its part of these rows inside."""
-        self.rows = rows
+    def of(self, parts: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Every site takes its own of these parts inside."""
+        self.parts = parts
         try:
             yield
         finally:
             # A tensor of a trace must not outlive it.
-            del self.rows
+            del self.parts
 
 
 class PooledScaleShift(nn.Module):
     """A layer followed by y = (1 + scale) * h + shift, of each sample's own mixture.
 
-    Its scale stands in an element's row from `start` on, its shift behind it.
+    It is site number `place` of the network.
     """
 
     def __init__(
-        self, base_layer: nn.Module, start: int, channels: int, channel_axis: int, mixture: Mixture
+        self, base_layer: nn.Module, place: int, channels: int, channel_axis: int, mixture: Mixture
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.start = start
+        self.place = place
         self.channels = channels
         self.channel_axis = channel_axis
         self.mixture = mixture
@@ -81,24 +81,23 @@ class PooledScaleShift(nn.Module):
         output = self.base_layer(hidden)
         shape = [output.shape[0], *[1] * (output.dim() - 1)]
         shape[self.channel_axis] = self.channels
-        scale, shift = (part.reshape(shape) for part in self.parts(self.mixture.rows))
+        scale, shift = (part.reshape(shape) for part in self.own(self.mixture.parts))
         return output * (1.0 + scale) + shift
 
-    def parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift of this site in rows [..., pool width]: [..., channels] each."""
-        middle = self.start + self.channels
-        return rows[..., self.start : middle], rows[..., middle : middle + self.channels]
+    def own(self, parts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Scale and shift of this site."""
+        return parts[2 * self.place : 2 * self.place + 2]
 
     @property
     def weight(self) -> torch.Tensor:
         """The layer's own weight: some networks ask their first layer for its data type."""
         return self.base_layer.weight
 
-    def fixed(self, row: torch.Tensor) -> ScaleShift:
-        """The layer with one element alone, whose row [pool width] this is."""
+    def fixed(self, parts: Sequence[torch.Tensor]) -> ScaleShift:
+        """The layer with one element alone, whose parts [channels] these are."""
         layer = ScaleShift(self.base_layer, self.channels, self.channel_axis)
         with torch.no_grad():
-            scale, shift = self.parts(row)
+            scale, shift = self.own(parts)
             layer.scale.copy_(scale)
             layer.shift.copy_(shift)
         return layer
@@ -132,8 +131,8 @@ class InstancePool(nn.Module):
         self.selected = selected
         self.quantised = quantised
         features, classes = classifier.in_features, classifier.out_features
-        width = sum(2 * site.channels for site in self.sites())
-        self.pool = nn.Parameter(torch.empty(elements, width))
+        self.widths = [site.channels for site in self.sites() for _ in ("scale", "shift")]
+        self.pool = nn.Parameter(torch.empty(elements, sum(self.widths)))
         self.keys = nn.Parameter(torch.empty(elements, features))
         self.weight = nn.Parameter(torch.empty(elements, classes, features))
         self.bias = nn.Parameter(torch.zeros(elements, classes))
@@ -142,12 +141,17 @@ class InstancePool(nn.Module):
         """Every layer with a scale and a shift, in the order of their places in a row."""
         return [site for site in self.model.modules() if isinstance(site, PooledScaleShift)]
 
+    def parts(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Rows [..., pool width] cut into scale and shift of every site, [..., channels] each."""
+        # One split, whose gradient is one concatenation; slices would each have a padded sum.
+        return rows.split(self.widths, dim=-1)
+
     def used(self) -> torch.Tensor:
         """The pool as a forward pass uses it, [elements, pool width]."""
         if not self.quantised:
             return self.pool
-        parts = [part for site in self.sites() for part in site.parts(self.pool)]
-        return torch.cat([one_bit(part, rows=True) for part in parts], dim=-1)
+        quantised = [one_bit(part, rows=True) for part in self.parts(self.pool)]
+        return torch.cat(quantised, dim=-1)
 
     def forward(self, **batch: torch.Tensor) -> Answer:
         """Choose by the query features, then answer with the mixture of what was chosen."""
@@ -160,7 +164,7 @@ class InstancePool(nn.Module):
         ).transpose(-1, -2)
         chosen = leading(cosines, self.selected)
         weights = chosen / self.selected
-        with self.mixture.of(weights @ self.used()):
+        with self.mixture.of(self.parts(weights @ self.used())):
             features = self.model(**batch).logits
         # [B, M, C]: all classifiers, of which the mixture takes its own.
         scores = torch.einsum("bd,mcd->bmc", features, self.weight) + self.bias
@@ -222,12 +226,11 @@ class FedIns:
         shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
         query = copy.deepcopy(model, shared)
         generator = torch.Generator().manual_seed(seed)
-        mixture, width = Mixture(), 0
-        for path, module, (channels, axis) in sites(model):
+        mixture = Mixture()
+        for place, (path, module, (channels, axis)) in enumerate(sites(model)):
             above, _, last = path.rpartition(".")
-            site = PooledScaleShift(module, width, channels, axis, mixture)
+            site = PooledScaleShift(module, place, channels, axis, mixture)
             setattr(model.get_submodule(above), last, site)
-            width += 2 * channels
         pool = InstancePool(
             model,
             query,
@@ -263,11 +266,11 @@ def fold_element(pool: nn.Module, index: int) -> nn.Module:
     assert isinstance(pool, InstancePool), "only what FedIns attached has elements"
     if not 0 <= index < len(pool.keys):
         raise MethodError(f"element is {index}; the pool has 0 to {len(pool.keys) - 1}")
-    row = pool.used()[index].detach()
+    parts = pool.parts(pool.used()[index].detach())
     for path, layer in list(pool.model.named_modules()):
         if isinstance(layer, PooledScaleShift):
             parent, _, leaf = path.rpartition(".")
-            setattr(pool.model.get_submodule(parent), leaf, layer.fixed(row))
+            setattr(pool.model.get_submodule(parent), leaf, layer.fixed(parts))
     fold_scales(pool.model)
     classifier = nn.Linear(pool.weight.shape[-1], pool.weight.shape[-2])
     with torch.no_grad():
