@@ -16,7 +16,7 @@ from protocol.files import MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME
 from protocol.manifest import Manifest, TrainingSpec, hash_files
 from protocol.signing import public_key_hex, sign
 from protocol.tensors import ParamSpec
-from tuning.compiler import GRAPHS, Compiled
+from tuning.compiler import Compiled
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def write_bundle(
         inputs=compiled.inputs,
         preprocessing=compiled.preprocessing,
         training=recipe.training,
-        graphs=GRAPHS,
+        graphs=compiled.graphs,
     )
     sign_bundle(manifest, key, folder)
     return folder

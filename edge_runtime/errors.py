@@ -9,6 +9,8 @@ EdgeError (ValueError)
 │   ├── BundleContentError     a file differs from what was signed
 │   └── BundleFormatError      signed, but not a bundle that this release can run
 ├── DataError                  the device's own data: names, types, shapes, ranges
+├── AdapterError               trained tensors that are not of this bundle
+├── PredictionError            a graph that a bundle lacks, or logits that are no numbers
 └── TrainingError              a step that cannot run, or that gave NaN or infinity
 """
 
@@ -45,6 +47,14 @@ class BundleFormatError(BundleError):
 
 class DataError(EdgeError):
     """The device's own data do not fit the model."""
+
+
+class AdapterError(EdgeError):
+    """Trained tensors that are not of this bundle: its backbone, its method, its shapes."""
+
+
+class PredictionError(EdgeError):
+    """A bundle cannot predict as it was asked to, or gave NaN or infinity."""
 
 
 class TrainingError(EdgeError):

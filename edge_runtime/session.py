@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from edge_runtime.errors import TrainingError
+from protocol.files import BACKBONE_FILE
 from protocol.tensors import NOTHING, Tensors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-BACKBONE_NAME: Final = "backbone.safetensors"
-"""Frozen weights, in the folder of every graph that reads them."""
 SPIN_MICROSECONDS: Final = "20"
 
 _FROZEN: Final = "frozen/"  # before a weight's name in a graph
@@ -63,7 +62,7 @@ def open_session(path: Path, threads: int, offset: Tensors = NOTHING) -> Inferen
     options.log_severity_level = 3
     if offset:
         # Put in before the graph is optimised, so that nothing is made of the weights in the file.
-        weights = _moved_weights(path.parent / BACKBONE_NAME, offset)
+        weights = _moved_weights(path.parent / BACKBONE_FILE, offset)
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
         options.add_external_initializers([_FROZEN + name for name in weights], values)
     try:

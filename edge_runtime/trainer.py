@@ -138,6 +138,12 @@ def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
             f"labels: expected 0 to {classes - 1} ({classes} classes), found {labels.min()} to "
             f"{labels.max()}"
         )
+    check_inputs(manifest, data, samples)
+    return samples
+
+
+def check_inputs(manifest: Manifest, data: Mapping[str, np.ndarray], samples: int) -> None:
+    """Nothing, where `data` holds the model inputs of so many samples. Raises: as `check_data`."""
     for name, spec in manifest.inputs:
         if name not in data:
             raise DataError(f'input "{name}" is missing; the bundle reads {spec} a sample')
@@ -147,7 +153,6 @@ def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
                 f'input "{name}": expected {spec.dtype} {[samples, *spec.shape]}, found '
                 f"{found.dtype} {list(found.shape)}"
             )
-    return samples
 
 
 def initial_state(

@@ -20,6 +20,8 @@ SIGNATURE_NAME: Final = "manifest.sig"
 SIGNER_NAME: Final = "signer.pub"
 ENVELOPE: Final = (MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME)
 """The files of a bundle that its manifest does not list."""
+BACKBONE_FILE: Final = "backbone.safetensors"
+"""Frozen weights, once for all graphs of a bundle."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

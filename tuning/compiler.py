@@ -7,9 +7,12 @@ of the simulator beside it:
     backbone.safetensors   frozen weights, once for all graphs
     initial.safetensors    the trainable tensors before the first round
     train.onnx             one step of one client
-    evaluate.onnx          cross-entropy and correctness of every sample, any batch size
+    evaluate.onnx          cross-entropy, correctness and logits of every sample, any batch size
     predict.onnx           logits, any batch size, with the adapter folded in where it can be
     predict.safetensors    the weights of predict.onnx that depend on the adapter
+    features.onnx          what of a batch may be known beforehand, where a method has such
+                           features (`Tuned.features`): they do not depend on the adapter
+    answer.onnx            logits as of evaluate.onnx, of batches whose features are known
     compiled.json          what the above are (`Compiled`)
     cohort-N.onnx          one step of N clients
 """
@@ -30,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from protocol.factors import FactorPair
+from protocol.files import BACKBONE_FILE
 from protocol.manifest import Preprocessing
 from protocol.tensors import NOTHING, ParamSpec, Tensors, TensorSpec
 from tuning.errors import CompileError
@@ -41,11 +45,12 @@ if TYPE_CHECKING:
     from tuning.backbones import Backbone
     from tuning.methods import Tuned
 
-BACKBONE_FILE: Final = "backbone.safetensors"
 INITIAL_FILE: Final = "initial.safetensors"
 PREDICT_FILE: Final = "predict.safetensors"
 INFO_FILE: Final = "compiled.json"
+EXAMPLE_ROWS: Final = 4  # what a graph of any batch size is traced with; 0 and 1 are special there
 GRAPHS: Final = {role: f"{role}.onnx" for role in ("train", "evaluate", "predict")}
+FEATURE_GRAPHS: Final = {role: f"{role}.onnx" for role in ("features", "answer")}
 # Compiled jobs that are kept; the least recently used go first. A text job is about 100 MB.
 CACHE_ENTRIES: Final = 24
 
@@ -65,10 +70,12 @@ class Compiled:
     """Of the backbone with its classifier, whatever is trained."""
     step_flops: int
     """Floating point operations of one training step of one client, full batch."""
+    graphs: Mapping[str, str]
+    """Role to file, of those that a bundle takes over."""
 
     def files(self) -> list[str]:
         """The files that a bundle takes over."""
-        return [BACKBONE_FILE, INITIAL_FILE, PREDICT_FILE, *GRAPHS.values()]
+        return [BACKBONE_FILE, INITIAL_FILE, PREDICT_FILE, *self.graphs.values()]
 
 
 def default_cache() -> Path:
@@ -151,12 +158,34 @@ def save_predict_weights(
     )
 
 
+def save_prediction(
+    tuned: Tuned, backbone: Backbone, tensors: Tensors, folder: Path, *, offset: Tensors = NOTHING
+) -> None:
+    """Write `predict.onnx` for trained tensors by itself, all its weights in one file beside it.
+
+    Nothing in the folder is trained any more: `initial.safetensors` is empty. `offset` as in
+    `save_predict_weights`. Raises: CompileError.
+    """
+    from safetensors.torch import save_file
+
+    from tuning import graphs
+
+    inference, used = _inference_form(tuned, _as_torch(tensors), _as_torch(offset))
+    batch = _prefixed("batch/", example_batch(backbone, EXAMPLE_ROWS))
+    predicted = _predict_graph(inference, used, batch)
+    kept = {name: used[name].contiguous().clone() for name in graphs.frozen_inputs(predicted)}
+    save_file(dict(sorted(kept.items())), folder / BACKBONE_FILE)
+    save_file({}, folder / INITIAL_FILE)
+    graphs.refer_to_weights(predicted, graphs.stored_tensors(folder / BACKBONE_FILE))
+    graphs.save_model(predicted, folder / GRAPHS["predict"])
+
+
 def _compile_into(folder: Path, recipe: Recipe) -> None:
     from safetensors.torch import save_file
 
     from tuning import graphs
     from tuning.flops import step_flops
-    from tuning.step import evaluation, initial_state, logits, training_step
+    from tuning.step import evaluation, initial_state, training_step
 
     backbone, tuned = recipe.build()
     trainable, frozen = tuned.parameters(), tuned.frozen()
@@ -169,35 +198,27 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
 
     def evaluate(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = _parts(named)
-        loss, correct = evaluate_samples(
+        loss, correct, scores = evaluate_samples(
             parts["trainable"], parts["frozen"], parts["batch"], named["labels"]
         )
-        return {"loss": loss, "correct": correct}
+        return {"loss": loss, "correct": correct, "logits": scores}
 
     evaluated = graphs.compile_graph(
         evaluate,
         _prefixed("trainable/", trainable) | _prefixed("frozen/", frozen) | batch | labels,
-        ("loss", "correct"),
+        ("loss", "correct", "logits"),
         has_gradients=False,
         any_batch=(*batch, "labels"),
     )
 
     inference, used = _inference_form(tuned, trainable)
     changed = _adapter_weights(tuned, used)
+    predicted = _predict_graph(inference, used, batch)
+    models = {"train": train, "evaluate": evaluated}
+    if tuned.features:
+        models |= _feature_graphs(tuned, inference, used, batch)
 
-    def predict(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        parts = _parts(named)
-        return {"logits": logits(inference, {}, parts["frozen"], parts["batch"])}
-
-    predicted = graphs.compile_graph(
-        predict,
-        _prefixed("frozen/", used) | batch,
-        ("logits",),
-        has_gradients=False,
-        any_batch=tuple(batch),
-    )
-
-    wanted = {*graphs.frozen_inputs(train), *graphs.frozen_inputs(evaluated)}
+    wanted = {name for model in models.values() for name in graphs.frozen_inputs(model)}
     wanted |= {name for name in graphs.frozen_inputs(predicted) if name not in changed}
     shared = {**{name: used[name] for name in used if name not in changed}, **frozen}
     kept = {name: shared[name].contiguous().clone() for name in sorted(wanted)}
@@ -205,9 +226,10 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     save_file({n: v.contiguous() for n, v in trainable.items()}, folder / INITIAL_FILE)
     save_predict_weights(tuned, _as_numpy(trainable), folder)
     places = graphs.stored_tensors(folder / BACKBONE_FILE)
-    for role, model in (("train", train), ("evaluate", evaluated)):
+    files = GRAPHS | (FEATURE_GRAPHS if tuned.features else {})
+    for role, model in models.items():
         graphs.refer_to_weights(model, places)
-        graphs.save_model(model, folder / GRAPHS[role])
+        graphs.save_model(model, folder / files[role])
     graphs.refer_to_weights(predicted, places | graphs.stored_tensors(folder / PREDICT_FILE))
     graphs.save_model(predicted, folder / GRAPHS["predict"])
 
@@ -227,8 +249,75 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
         },
         "total_parameters": sum(value.numel() for value in used.values()),
         "step_flops": step_flops(tuned, examples),
+        "graphs": files,
     }
     (folder / INFO_FILE).write_text(json.dumps(info, sort_keys=True), encoding="utf-8")
+
+
+def _predict_graph(
+    inference: Tuned, used: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]
+) -> Any:
+    """Logits of the inference form, all of whose weights are frozen ones."""
+    from tuning import graphs
+    from tuning.step import logits
+
+    def predict(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        parts = _parts(named)
+        return {"logits": logits(inference, {}, parts["frozen"], parts["batch"])}
+
+    return graphs.compile_graph(
+        predict,
+        _prefixed("frozen/", used) | batch,
+        ("logits",),
+        has_gradients=False,
+        any_batch=tuple(batch),
+    )
+
+
+def _feature_graphs(
+    tuned: Tuned,
+    inference: Tuned,
+    used: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    """The two halves of a prediction: a batch's features, and the answer to who knows them."""
+    import torch
+
+    from tuning import graphs
+    from tuning.step import answer
+
+    def features(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        parts = _parts(named)
+        said = answer(inference, {}, parts["frozen"], parts["batch"])
+        return {"features": getattr(said, tuned.features)}
+
+    def respond(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        parts = _parts(named)
+        said = answer(
+            tuned, parts["trainable"], parts["frozen"], parts["batch"], named["features"]
+        )
+        return {"logits": said.logits}
+
+    weights = _prefixed("frozen/", used)
+    with torch.no_grad():
+        known = features({**weights, **batch})
+    trainable, frozen = tuned.parameters(), tuned.frozen()
+    return {
+        "features": graphs.compile_graph(
+            features,
+            weights | batch,
+            ("features",),
+            has_gradients=False,
+            any_batch=tuple(batch),
+        ),
+        "answer": graphs.compile_graph(
+            respond,
+            _prefixed("trainable/", trainable) | _prefixed("frozen/", frozen) | batch | known,
+            ("logits",),
+            has_gradients=False,
+            any_batch=(*batch, "features"),
+        ),
+    }
 
 
 def _read_info(folder: Path) -> Compiled:
@@ -248,6 +337,7 @@ def _read_info(folder: Path) -> Compiled:
         preprocessing=Preprocessing(**preprocessing),
         total_parameters=info["total_parameters"],
         step_flops=info["step_flops"],
+        graphs=MappingProxyType(info["graphs"]),
     )
 
 
@@ -347,7 +437,9 @@ def _inference_form(
             parameters[name].add_(change)
         if tuned.fold is not None:
             module = tuned.fold(module)
-    inference = TunedModule(module=module, trainable={}, prepare=tuned.prepare)
+    inference = TunedModule(
+        module=module, trainable={}, prepare=tuned.prepare, features=tuned.features
+    )
     return inference, inference.frozen()
 
 

@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
+from protocol.adapter import ADAPTER_FILE, OFFSET_FILE, PEFT_PREFIX, stamp
+from protocol.files import MANIFEST_NAME, read_small
+from protocol.limits import MAX_MANIFEST_BYTES
+from protocol.manifest import Manifest
 from protocol.tensors import NOTHING, Tensors
-from tuning.compiler import save_predict_weights
+from tuning.compiler import save_predict_weights, save_prediction
+from tuning.errors import MethodError
 from tuning.recipe import Recipe
-
-# The prefix that peft puts before every name it saves.
-_PEFT_PREFIX = "base_model.model."
-
-
-OFFSET_FILE: Final = "base_offset.safetensors"
 
 
 def export_result(
@@ -33,16 +32,18 @@ def export_result(
     `adapter/` holds adapter_config.json and adapter_model.safetensors as peft writes them, where
     peft has the method; elsewhere the same files with the names of this library. Where frozen
     weights have moved, `offset` by their names, base_offset.safetensors says how far: the adapter
-    is of the moved backbone. The bundle must be signed again afterwards.
+    is of the moved backbone. Both files are stamped with what they belong to. The bundle must be
+    signed again afterwards.
     """
     from safetensors.numpy import save_file
 
     backbone, tuned = recipe.build()
+    manifest = Manifest.from_json(read_small(bundle / MANIFEST_NAME, MAX_MANIFEST_BYTES))
     save_predict_weights(tuned, tensors, bundle, offset=offset)
     adapter.mkdir(parents=True, exist_ok=True)
     prefix = ""
     if tuned.peft_config is not None:
-        prefix = _PEFT_PREFIX
+        prefix = PEFT_PREFIX
         tuned.peft_config.inference_mode = True
         tuned.peft_config.save_pretrained(str(adapter))
     else:
@@ -56,11 +57,40 @@ def export_result(
         (adapter / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     save_file(
         {prefix + name: np.ascontiguousarray(value) for name, value in tensors.items()},
-        adapter / "adapter_model.safetensors",
-        metadata={"format": "pt"},
+        adapter / ADAPTER_FILE,
+        metadata=stamp(manifest),
     )
     if offset:
         save_file(
             {name: np.ascontiguousarray(value) for name, value in offset.items()},
             adapter / OFFSET_FILE,
+            metadata=stamp(manifest),
         )
+
+
+def export_prediction(
+    recipe: Recipe,
+    tensors: Tensors,
+    folder: Path,
+    *,
+    offset: Tensors = NOTHING,
+    element: int | None = None,
+) -> None:
+    """Write what is needed to predict with trained tensors, and no more, as one graph's files.
+
+    `element` merges that one of the elements a method chooses from, which leaves the backbone's own
+    graph; without it the method's own inference form is taken. The folder must then be described
+    and signed.
+
+    Raises: MethodError where the method has no elements, or not that one.
+    """
+    backbone, tuned = recipe.build()
+    if element is not None:
+        fold = tuned.fold_element
+        if fold is None:
+            raise MethodError(
+                f"method {recipe.method} has no elements to take one of; leave element {element} "
+                "away"
+            )
+        tuned = dataclasses.replace(tuned, fold=lambda module: fold(module, element))
+    save_prediction(tuned, backbone, tensors, folder, offset=offset)

@@ -27,10 +27,21 @@ Step = Callable[
 ]
 
 
-def answer(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> Any:
-    """What the network with the given tensors says of one batch: `.logits` [B, classes]."""
+def answer(
+    tuned: Tuned,
+    trainable: Named,
+    frozen: Named,
+    batch: Named,
+    features: torch.Tensor | None = None,
+) -> Any:
+    """What the network with the given tensors says of one batch: `.logits` [B, classes].
+
+    `features` are what `tuned.features` names of this batch, where they are known already.
+    """
     inside = {tuned.trainable[name]: value for name, value in trainable.items()}
     prepared = dict(tuned.prepare(batch))
+    if features is not None:
+        prepared[tuned.features] = features
     return functional_call(tuned.module, {**frozen, **inside}, args=(), kwargs=prepared)
 
 
@@ -122,17 +133,17 @@ def cohort_step(tuned: Tuned, spec: TrainingSpec) -> Step:
 
 def evaluation(
     tuned: Tuned,
-) -> Callable[[Named, Named, Named, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Cross-entropy and correctness of every sample: (trainable, frozen, batch, labels) -> 2 x [B].
+) -> Callable[[Named, Named, Named, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(trainable, frozen, batch, labels) -> cross-entropy [B], correctness [B], logits [B, classes].
 
     Values a sample, not sums: whoever evaluates decides which samples belong together.
     """
 
     def evaluate(
         trainable: Named, frozen: Named, batch: Named, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scores = logits(tuned, trainable, frozen, batch)
         correct = (scores.argmax(dim=-1) == labels).to(scores.dtype)
-        return cross_entropies(scores, labels), correct
+        return cross_entropies(scores, labels), correct, scores
 
     return evaluate

@@ -206,8 +206,9 @@ def test_cross_entropies_equal_torch_when_scores_are_extreme() -> None:
 def test_evaluation_gives_figures_of_every_sample(ready: Callable[..., Ready]) -> None:
     case = ready("prompt", kind="text")
     own, _, batch, labels = case.of(1)
-    losses, correct = evaluation(case.tuned)(own, case.tuned.frozen(), batch, labels)
+    losses, correct, found = evaluation(case.tuned)(own, case.tuned.frozen(), batch, labels)
     scores = logits(case.tuned, own, case.tuned.frozen(), batch).detach()
+    torch.testing.assert_close(found.detach(), scores)
     expected = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
     torch.testing.assert_close(losses.detach(), expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(correct, (scores.argmax(-1) == labels).float())

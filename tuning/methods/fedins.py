@@ -42,6 +42,7 @@ class Answer(NamedTuple):
     logits: torch.Tensor  # [B, classes]
     similarity: torch.Tensor  # [B], sum of the selected cosines, from -selected to selected
     selected: torch.Tensor  # [B, elements], 1 where an element was selected, else 0
+    query: torch.Tensor  # [B, features], by which they were selected
 
 
 class Mixture:
@@ -153,12 +154,13 @@ class InstancePool(nn.Module):
         quantised = [one_bit(part, rows=True) for part in self.parts(self.pool)]
         return torch.cat(quantised, dim=-1)
 
-    def forward(self, **batch: torch.Tensor) -> Answer:
-        """Choose by the query features, then answer with the mixture of what was chosen."""
-        return self.answer(self.query(**batch).logits, batch)
+    def forward(self, query: torch.Tensor | None = None, **batch: torch.Tensor) -> Answer:
+        """Choose by the query features, then answer with the mixture of what was chosen.
 
-    def answer(self, query: torch.Tensor, batch: dict[str, torch.Tensor]) -> Answer:
-        """As `forward`, with query features [B, features] that are known already."""
+        `query` [B, features] are the query features of the batch, where they are known already.
+        """
+        if query is None:
+            query = self.query(**batch).logits
         cosines = nn.functional.normalize(query, dim=-1) @ nn.functional.normalize(
             self.keys, dim=-1
         ).transpose(-1, -2)
@@ -169,7 +171,7 @@ class InstancePool(nn.Module):
         # [B, M, C]: all classifiers, of which the mixture takes its own.
         scores = torch.einsum("bd,mcd->bmc", features, self.weight) + self.bias
         logits = (weights.unsqueeze(-1) * scores).sum(dim=-2)
-        return Answer(logits, (chosen * cosines).sum(dim=-1), chosen)
+        return Answer(logits, (chosen * cosines).sum(dim=-1), chosen, query)
 
 
 def leading(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -251,6 +253,9 @@ class FedIns:
             fold=(lambda module: fold_element(module, 0)) if self.elements == 1 else None,
             sample_loss=self._sample_loss,
             tallies={"selected": self.elements},
+            # Of one element there is nothing to choose: it is folded, and no query is left.
+            features="query" if self.elements > 1 else "",
+            fold_element=fold_element,
         )
 
     def _sample_loss(self, entropies: torch.Tensor, answer: Answer) -> torch.Tensor:

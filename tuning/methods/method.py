@@ -44,6 +44,10 @@ class Tuned:
         tallies: what a training step counts, by name, with how many values: an attribute of the
             module's answer, [B, values].
         pairs: layers whose weight is changed by scale * up @ down, of two trainable matrices.
+        features: what of a batch may be known beforehand, as it depends on frozen weights alone: an
+            attribute of the module's answer, [B, values], and the keyword by which the module
+            takes it instead of computing it; "" where a method has nothing of the kind.
+        fold_element: as `fold`, for one of the elements that a method chooses from, by its number.
     """
 
     module: nn.Module
@@ -54,6 +58,8 @@ class Tuned:
     sample_loss: Callable[[torch.Tensor, Any], torch.Tensor] = field(default=cross_entropy_alone)
     tallies: Mapping[str, int] = field(default_factory=dict)
     pairs: tuple[FactorPair, ...] = ()
+    features: str = ""
+    fold_element: Callable[[nn.Module, int], nn.Module] | None = None
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The trainable tensors by public name, sorted, detached from any graph."""
