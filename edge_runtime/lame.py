@@ -51,9 +51,9 @@ def corrected(
         raise DataError("LAME: expected finite values, found NaN or infinity")
     near = nearest(features.astype(np.float64), min(neighbours, len(features) - 1))
     unary = np.log(probabilities.astype(np.float64) + SMALLEST)
-    z = _softmax(unary)
+    z = softmax(unary)
     for _ in range(MOST_STEPS):
-        new = _softmax(unary + _affine(z, near))
+        new = softmax(unary + _affine(z, near))
         change = np.abs(new - z).max()
         z = new
         if change <= CHANGE:
@@ -86,7 +86,8 @@ def _affine(z: np.ndarray, near: np.ndarray) -> np.ndarray:
     return total / 2
 
 
-def _softmax(values: np.ndarray) -> np.ndarray:
+def softmax(values: np.ndarray) -> np.ndarray:
+    """Of every row: [n, classes] -> [n, classes], in the type of `values`."""
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     normal: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return normal

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from edge_runtime import lame as lame_of
 from edge_runtime.adapter import Adapter, check_adapter
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import DataError, PredictionError
+from edge_runtime.lame import corrected, softmax
 from edge_runtime.preprocessing import apply
 from edge_runtime.session import MovableGraph
 from edge_runtime.trainer import EVALUATION_ROWS, check_inputs
@@ -70,13 +70,20 @@ class Predictor:
         Adapters that share the offset of the frozen weights, as most do that have none, switch
         without anything being loaded.
 
-        Raises: AdapterError where it is not of this bundle; the one in use then stays.
+        Raises:
+            AdapterError: it is not of this bundle; the one in use then stays.
+            PredictionError: the bundle was made for prediction alone and takes none.
         """
         if adapter is None:
             self._adapter, self._held = None, {}
             return
         from onnxruntime import OrtValue
 
+        if "evaluate" not in self.bundle.manifest.graphs:
+            raise PredictionError(
+                "this bundle predicts with what was folded into it and takes no adapter; use the "
+                "bundle that the adapter was trained with"
+            )
         check_adapter(self.bundle.manifest, adapter)
         self._held = {
             f"trainable/{name}": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
@@ -131,7 +138,7 @@ class Predictor:
                 "the logits are NaN or infinite: the adapter's values are too large; train with a "
                 "lower learning rate"
             )
-        probabilities = _softmax(logits)
+        probabilities = softmax(logits)
         names = self.bundle.manifest.class_names
         if not lame:
             return Prediction(logits=logits, probabilities=probabilities, class_names=names)
@@ -139,9 +146,7 @@ class Predictor:
             features = self._run("features", "features", inputs)
         return Prediction(
             logits=logits,
-            probabilities=lame_of.corrected(
-                probabilities, logits if features is None else features
-            ),
+            probabilities=corrected(probabilities, logits if features is None else features),
             class_names=names,
             lame="logits" if features is None else "features",
         )
@@ -230,9 +235,3 @@ def _check_range(manifest: Manifest, inputs: Mapping[str, np.ndarray]) -> None:
                 f"preprocess makes them of pixels, found {least.min():.3g} to {most.max():.3g}; "
                 "give the images themselves, as uint8"
             )
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normal: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return normal

@@ -293,9 +293,7 @@ def _feature_graphs(
 
     def respond(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = _parts(named)
-        said = answer(
-            tuned, parts["trainable"], parts["frozen"], parts["batch"], named["features"]
-        )
+        said = answer(tuned, parts["trainable"], parts["frozen"], parts["batch"], named["features"])
         return {"logits": said.logits}
 
     weights = _prefixed("frozen/", used)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from protocol.adapter import ADAPTER_FILE, OFFSET_FILE, PEFT_PREFIX, stamp
-from protocol.files import MANIFEST_NAME, read_small
+from protocol.files import BACKBONE_FILE, MANIFEST_NAME, read_small
 from protocol.limits import MAX_MANIFEST_BYTES
 from protocol.manifest import Manifest
 from protocol.tensors import NOTHING, Tensors
 from tuning.compiler import save_predict_weights, save_prediction
-from tuning.errors import MethodError
+from tuning.errors import BackboneError, MethodError
+from tuning.methods import Tuned
 from tuning.recipe import Recipe
 
 
@@ -71,20 +72,24 @@ def export_result(
 def export_prediction(
     recipe: Recipe,
     tensors: Tensors,
+    bundle: Path,
     folder: Path,
     *,
     offset: Tensors = NOTHING,
     element: int | None = None,
 ) -> None:
-    """Write what is needed to predict with trained tensors, and no more, as one graph's files.
+    """Write what is needed to predict with tensors trained in a bundle, and no more, to `folder`.
 
     `element` merges that one of the elements a method chooses from, which leaves the backbone's own
     graph; without it the method's own inference form is taken. The folder must then be described
     and signed.
 
-    Raises: MethodError where the method has no elements, or not that one.
+    Raises:
+        MethodError: the method has no elements, or not that one.
+        BackboneError: the backbone is no longer the one that the bundle was made from.
     """
     backbone, tuned = recipe.build()
+    _require_weights_of(bundle, tuned)
     if element is not None:
         fold = tuned.fold_element
         if fold is None:
@@ -94,3 +99,17 @@ def export_prediction(
             )
         tuned = dataclasses.replace(tuned, fold=lambda module: fold(module, element))
     save_prediction(tuned, backbone, tensors, folder, offset=offset)
+
+
+def _require_weights_of(bundle: Path, tuned: Tuned) -> None:
+    """The frozen weights are those that the tensors were trained on."""
+    import torch
+    from safetensors.torch import load_file
+
+    trained_on = load_file(bundle / BACKBONE_FILE)
+    for name, value in tuned.frozen().items():
+        if name in trained_on and not torch.equal(trained_on[name], value):
+            raise BackboneError(
+                f'the weight "{name}" is not that of the bundle in {bundle}: the backbone was '
+                "changed after the job ran; put the old one back, or run the job again"
+            )

@@ -25,6 +25,9 @@ Step = Callable[
     [Named, Named, Named, Named, torch.Tensor, torch.Tensor, torch.Tensor],
     tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor],
 ]
+Evaluation = Callable[
+    [Named, Named, Named, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+]
 
 
 def answer(
@@ -131,10 +134,8 @@ def cohort_step(tuned: Tuned, spec: TrainingSpec) -> Step:
     return vmap(masked, in_dims=(0, 0, None, 0, 0, 0, None))
 
 
-def evaluation(
-    tuned: Tuned,
-) -> Callable[[Named, Named, Named, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(trainable, frozen, batch, labels) -> cross-entropy [B], correctness [B], logits [B, classes].
+def evaluation(tuned: Tuned) -> Evaluation:
+    """Of every sample: (trainable, frozen, batch, labels) -> cross-entropy, correctness, logits.
 
     Values a sample, not sums: whoever evaluates decides which samples belong together.
     """

@@ -12,12 +12,15 @@ import typer
 from fedloom.cli.plain import PlainCommand
 from fedloom.cli.run_folder import choose_run_folder
 from fedloom.cli.simulate import job_overrides
+from fedloom.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
 
 app = typer.Typer(
-    help="Build, look into and verify a compiled job.", no_args_is_help=True, rich_markup_mode=None
+    help="Build, look into, verify and fold a compiled job.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The bundle.")]
@@ -59,6 +62,35 @@ def build(
     built = build_bundle(loaded, folder, key=private)
     # What was just written is read back as a device would read it.
     typer.echo(_text(open_bundle(built, public_key=None), verbose=False))
+
+
+@app.command(cls=PlainCommand)
+def fold(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundle goes.")],
+    element: Annotated[
+        int | None,
+        typer.Option(help="Of FedIns: take this element for every image instead of choosing."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Ed25519 private key (PEM) to sign with; without it a new one."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
+) -> None:
+    """Make a bundle in DIR that only predicts, with what was trained in RUN folded in."""
+    from edge_runtime.bundle import open_bundle
+    from protocol.signing import load_private_key
+
+    if out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UsageError(f"{out} holds the run itself: choose another --out")
+    private = None if key is None else load_private_key(key)
+    folder = choose_run_folder(out, name=out.name, force=force)
+
+    from simulations.fold import fold_run
+
+    made = fold_run(run, folder, element=element, key=private)
+    typer.echo(_text(open_bundle(made, public_key=None), verbose=False))
 
 
 @app.command(cls=PlainCommand)

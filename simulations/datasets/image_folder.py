@@ -75,7 +75,7 @@ def _read_classes(
         if not files:
             raise DataError(f"{subfolder}: expected at least one image, found an empty folder")
         for file in files:
-            image = _read_image(file)
+            image = read_image(file)
             size = size or image.shape[:2]
             if image.shape[:2] != size:
                 raise DataError(
@@ -89,7 +89,8 @@ def _read_classes(
     return images, labels, size
 
 
-def _read_image(file: Path) -> np.ndarray:
+def read_image(file: Path) -> np.ndarray:
+    """One PNG or JPEG file: uint8 [h, w], or [h, w, 3] in colour. Raises: DataError."""
     if file.suffix.lower() not in SUFFIXES or not file.is_file():
         raise DataError(f"{file}: expected a PNG or JPEG file; move anything else away")
     try:
