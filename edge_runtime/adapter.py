@@ -8,7 +8,7 @@ with, before any of them is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ class Adapter:
     """Trainable tensors by name, and by how much frozen weights are moved beneath them."""
 
     tensors: Tensors
-    offset: Tensors = NOTHING
+    offset: Tensors = field(default_factory=lambda: NOTHING)
 
 
 def read_adapter(folder: Path | str, bundle: Bundle) -> Adapter:
