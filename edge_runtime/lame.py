@@ -7,11 +7,12 @@ w_ij it minimises, over distributions z_i,
 
     sum_i KL(z_i || q_i) - sum_ij w_ij z_i^T z_j
 
-by repeating z_i <- softmax(log q_i + sum_j w_ij z_j), all i at once, until z stays. w_ij is 1 where
-j is one of the nearest neighbours of i by the cosine of their features, else 0.
+by repeating z_i <- softmax(log q_i + sum_j w_ij z_j), all i at once, until z stays; the sum counts
+each pair once. w_ij is 1 where j is one of the nearest neighbours of i by the cosine of their
+features, else 0.
 
 Differs from source: w is made symmetric by (w + w^T) / 2, which the source offers and which leaves
-the objective as it is; it stops by the change of z instead of the change of the objective.
+the objective as it is; steps end by the change of z instead of the change of the objective.
 """
 
 from __future__ import annotations
