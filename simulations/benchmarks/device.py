@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedloom bench device`: a device's process and its training step, beside torch's."""
+"""`fedloom bench device`: a device's process, its training step and its predictions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,36 @@ from dataclasses import replace
 from simulations.benchmarks.device_start import device_start
 from simulations.benchmarks.device_step import SMALL, device_step_ratio
 from simulations.benchmarks.figure import Figure
+from simulations.benchmarks.instance import (
+    batch_invariance,
+    folded_ssf,
+    parameters,
+    pool_of_one,
+)
+from simulations.benchmarks.instance_latency import adapter_switch_ratio, instance_latency_ratio
 from simulations.benchmarks.runs import labelled
 from simulations.progress import ProgressListener
 
 
 def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
-    """All three. `quick` repeats less and leaves the ViT-B/16 out, and says so."""
+    """All ten. `quick` repeats less and leaves the ViT-B/16 out, and says so."""
+    exact = (batch_invariance, pool_of_one, folded_ssf)
     if not quick:
-        return [*device_start(progress), device_step_ratio(progress)]
+        return [
+            *device_start(progress),
+            device_step_ratio(progress),
+            *(measure(progress) for measure in exact),
+            *parameters(progress),
+            instance_latency_ratio(progress),
+            adapter_switch_ratio(progress),
+        ]
     few = replace(SMALL, repetitions=2)
     found = [
         *device_start(progress, repetitions=1),
         device_step_ratio(progress, small=few, base=None),
+        *(measure(progress) for measure in exact),
+        *parameters(progress),
+        instance_latency_ratio(progress, repetitions=3, base=False),
+        adapter_switch_ratio(progress, repetitions=3),
     ]
     return labelled(found)

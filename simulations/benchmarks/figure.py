@@ -16,6 +16,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<": operator.lt,
     ">": operator.gt,
+    "==": operator.eq,
 }
 
 
