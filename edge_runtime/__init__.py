@@ -6,9 +6,11 @@ signed is refused before any of it is loaded. onnxruntime is imported with the f
 
 from __future__ import annotations
 
+from edge_runtime.adapter import Adapter, mixed, read_adapter, write_adapter
 from edge_runtime.batches import batch_plan, evaluation_plan
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import (
+    AdapterError,
     BundleContentError,
     BundleError,
     BundleFormatError,
@@ -17,11 +19,15 @@ from edge_runtime.errors import (
     BundleSignatureError,
     DataError,
     EdgeError,
+    PredictionError,
     TrainingError,
 )
+from edge_runtime.predictor import Prediction, Predictor
 from edge_runtime.preprocessing import apply as preprocess
 
 __all__ = [
+    "Adapter",
+    "AdapterError",
     "Bundle",
     "BundleContentError",
     "BundleError",
@@ -31,9 +37,15 @@ __all__ = [
     "BundleSignatureError",
     "DataError",
     "EdgeError",
+    "Prediction",
+    "PredictionError",
+    "Predictor",
     "TrainingError",
     "batch_plan",
     "evaluation_plan",
+    "mixed",
     "open_bundle",
     "preprocess",
+    "read_adapter",
+    "write_adapter",
 ]

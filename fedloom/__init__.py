@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from coordinator.job import Job as Job
     from coordinator.job import dump_job as dump_job
     from coordinator.job import load_job as load_job
+    from edge_runtime.adapter import Adapter as Adapter
+    from edge_runtime.adapter import read_adapter as read_adapter
     from edge_runtime.bundle import Bundle as Bundle
     from edge_runtime.bundle import open_bundle as open_bundle
     from edge_runtime.errors import BundleError as BundleError
+    from edge_runtime.predictor import Predictor as Predictor
     from edge_runtime.trainer import OnnxTrainer as OnnxTrainer
     from simulations.progress import ProgressListener as ProgressListener
     from simulations.progress import SilentProgress as SilentProgress
@@ -31,17 +34,20 @@ __version__ = "0.1.0"
 
 # public name -> (module, name there)
 _HOMES = {
+    "Adapter": ("edge_runtime.adapter", "Adapter"),
     "Bundle": ("edge_runtime.bundle", "Bundle"),
     "BundleError": ("edge_runtime.errors", "BundleError"),
     "Job": ("coordinator.job", "Job"),
     "JobError": ("coordinator.errors", "JobError"),
     "OnnxTrainer": ("edge_runtime.trainer", "OnnxTrainer"),
+    "Predictor": ("edge_runtime.predictor", "Predictor"),
     "ProgressListener": ("simulations.progress", "ProgressListener"),
     "SilentProgress": ("simulations.progress", "SilentProgress"),
     "build_bundle": ("simulations.run", "build_bundle"),
     "dump_job": ("coordinator.job", "dump_job"),
     "load_job": ("coordinator.job", "load_job"),
     "open_bundle": ("edge_runtime.bundle", "open_bundle"),
+    "read_adapter": ("edge_runtime.adapter", "read_adapter"),
     "simulate": ("simulations.run", "simulate"),
     "write_report": ("simulations.reports.report", "write_report"),
 }

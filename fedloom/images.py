@@ -65,10 +65,11 @@ def _one(file: Path) -> np.ndarray:
 
 def _from_numpy(path: Path) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)  # a pickle runs code
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        # Opened here: numpy leaves a file that is no archive open.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)  # a pickle runs code
+            if isinstance(loaded, np.ndarray):
+                return loaded
             if "images" not in loaded:
                 found = ", ".join(loaded.files) or "nothing"
                 raise UsageError(f'{path}: expected an array "images", found {found}')

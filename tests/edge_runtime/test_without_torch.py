@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coordinator.job import load_job
-from simulations.run import build_bundle
+from simulations.run import build_bundle, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "train_from_bundle.py"
+PREDICT = ROOT / "examples" / "predict_from_bundle.py"
 # What pip says when it is the network that is missing, not a package.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
@@ -49,6 +52,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_bundle(
         load_job(ROOT / "examples" / "digits-lora.toml"), tmp_path_factory.mktemp("built") / "b"
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    simulate(load_job(ROOT / "examples" / "digits-lora.toml"), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose network chooses of a pool for every image."""
+    settings = ["method.name=fedins", "method.elements=4", "method.selected=2"]
+    job = load_job(ROOT / "examples" / "digits-ssf.toml", settings)
+    return build_bundle(job, tmp_path_factory.mktemp("built") / "pool")
 
 
 def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -111,5 +129,27 @@ def test_example_trains_nothing_when_a_byte_was_changed(
     assert "backbone.safetensors" in done.stderr
 
 
-def test_example_is_short() -> None:
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 80
+def test_prediction_example_reaches_what_its_header_promises(
+    device_python: Path, finished: Path
+) -> None:
+    promised = re.search(r"accuracy at least ([0-9.]+[0-9])", PREDICT.read_text(encoding="utf-8"))
+    assert promised is not None
+    done = run(device_python, PREDICT, finished)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.findall(r"^accuracy.* ([0-9.]+)$", done.stdout, re.MULTILINE))
+    assert after >= float(promised[1]) > before + 0.5
+
+
+def test_command_predicts_for_each_image(device_python: Path, pool: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    arguments = ["device", "predict", pool, tmp_path / "images.npz", "--lame", "--json"]
+    done = run(device_python, "-m", "fedloom", *arguments)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["lame"] == "features" and len(document["predictions"]) == 5
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, PREDICT], ids=lambda path: path.stem)
+def test_example_is_short(example: Path) -> None:
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 80

@@ -24,6 +24,8 @@ from simulations.benchmarks import (
     aggregation,
     command,
     device,
+    instance,
+    instance_latency,
     parity,
     simulation,
     throughput,
@@ -243,6 +245,56 @@ def test_device_step_gives_the_worst_ratio(tiny_vit: Path) -> None:
     assert made.value == pytest.approx(max(ratios), abs=0.01)
 
 
+@pytest.mark.slow
+def test_what_is_exact_of_instance_pools_holds(tiny_vit: Path) -> None:
+    same = instance.batch_invariance(QUIET, backbone=tiny_vit)
+    assert same.name == "batch_invariance" and same.holds and same.value > 0
+    one = instance.pool_of_one(QUIET, backbone=tiny_vit)
+    assert one.name == "pool_of_one" and one.holds
+    assert float(re.search(r"by up to ([\d.e-]+)", one.note)[1]) > 1e-3  # type: ignore[index]
+    folded = instance.folded_ssf(QUIET, backbone=tiny_vit)
+    assert folded.name == "folded_ssf" and folded.holds
+    nodes = re.search(r"^(\d+) nodes, the backbone alone has (\d+)", folded.note)
+    assert nodes is not None and nodes[1] == nodes[2]
+
+
+def test_folded_ssf_fails_when_the_graph_is_larger(
+    tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter((90, 80))
+    monkeypatch.setattr(instance, "_nodes", lambda path: next(counts))
+    made = instance.folded_ssf(QUIET, backbone=tiny_vit)
+    assert made.value < 1e-4 and made.holds is False
+
+
+def test_parameters_are_those_of_the_papers() -> None:
+    ssf, pool = instance.parameters(QUIET)
+    assert (ssf.name, ssf.value, ssf.holds) == ("ssf_parameters", 205_824, True)
+    assert (pool.name, pool.value, pool.holds) == ("pool_parameters", 7_087_300, True)
+    assert "282,724 with one of 100 classes" in ssf.note
+    assert "9,009,800 with 200" in pool.note and "8.3% and 10.5%" in pool.note
+
+
+def test_latency_holds_only_where_both_ratios_do(
+    tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = instance_latency.instance_latency_ratio(
+        QUIET, repetitions=1, images=3, backbone=tiny_vit, base=False
+    )
+    assert made.name == "instance_latency_ratio" and made.value > 0
+    assert "with the query branch" in made.note and "with known features" in made.note
+    for known, holds in ((1.1, True), (1.2, False)):
+        timing = instance_latency.Timing(plain_s=1.0, with_query=2.0, known_query=known)
+        monkeypatch.setattr(instance_latency, "latency", lambda *_, timing=timing: timing)
+        made = instance_latency.instance_latency_ratio(QUIET, base=False)
+        assert made.value == 2.0 and made.holds is holds
+
+
+def test_adapter_switch_is_beside_loading(tiny_vit: Path) -> None:
+    made = instance_latency.adapter_switch_ratio(QUIET, repetitions=1, backbone=tiny_vit)
+    assert made.name == "adapter_switch_ratio" and 0 < made.value < 1
+
+
 # The commands
 
 
@@ -321,7 +373,13 @@ def test_every_figure_of_the_table_is_measured(
         monkeypatch.setattr(aggregation, name, named(name))
     both = named("device_start_ratio", "device_memory_ratio")
     monkeypatch.setattr(device, "device_start", both)
-    monkeypatch.setattr(device, "device_step_ratio", named("device_step_ratio"))
+    for name in (
+        "device_step_ratio", "batch_invariance", "pool_of_one", "folded_ssf",
+        "instance_latency_ratio", "adapter_switch_ratio",
+    ):  # fmt: skip
+        monkeypatch.setattr(device, name, named(name))
+    both = named("ssf_parameters", "pool_parameters")
+    monkeypatch.setattr(device, "parameters", both)
     found = [
         made
         for bench in (simulation, wire, device, aggregation)
@@ -332,7 +390,9 @@ def test_every_figure_of_the_table_is_measured(
         "cohort_vs_flower", "cohort_memory_mb", "demo_accuracy", "help_seconds",
         "text_central_gap", "central_gap", "one_bit_size_ratio", "one_bit_accuracy_gap",
         "ternary_entropy_ratio", "codec_vs_zlib", "update_bytes_ratio", "bytes_to_accuracy_ratio",
-        "device_start_ratio", "device_memory_ratio", "device_step_ratio",
+        "device_start_ratio", "device_memory_ratio", "device_step_ratio", "batch_invariance",
+        "pool_of_one", "folded_ssf", "ssf_parameters", "pool_parameters",
+        "instance_latency_ratio", "adapter_switch_ratio",
         "exact_merge_error", "merge_vs_copy", "attack_worst_accuracy",
     ]  # fmt: skip
     assert all(made.note.startswith("QUICK") for made in found) is quick

@@ -19,6 +19,7 @@ import pytest
 from onnx.external_data_helper import uses_external_data
 from safetensors.numpy import load_file
 
+from coordinator.sections import TrainingSection
 from edge_runtime.session import open_session
 from edge_runtime.trainer import OnnxTrainer, initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of
@@ -144,6 +145,40 @@ def test_weights_are_stored_once_and_graphs_refer_to_them(
     if method == "full":
         assert not backbone, "all weights are trained: none is frozen"
     assert not set(trainable) & set(backbone)
+
+
+def test_query_features_are_graphs_of_their_own(make_bundle: Callable[..., Any]) -> None:
+    training = TrainingSection(learning_rate=0.05, batch_size=4)
+    settings = {"elements": 5, "selected": 2}
+    made = make_bundle("fedins", settings=settings, training=training)
+    graphs = {
+        role: onnx.load(made.bundle.path(role), load_external_data=False).graph
+        for role in ("evaluate", "features", "answer")
+    }
+    ports = {role: {port.name for port in graph.input} for role, graph in graphs.items()}
+    assert ports["features"] == {"batch/pixel_values"}
+    assert ports["answer"] == ports["evaluate"] - {"labels"} | {"features"}
+    # Together as much as one graph with both branches: none is computed twice.
+    products = {
+        role: sum(node.op_type in ("MatMul", "Gemm") for node in graph.node)
+        for role, graph in graphs.items()
+    }
+    assert products["features"] + products["answer"] == products["evaluate"]
+    folder = made.compiled.folder
+    for role in ("features", "answer"):
+        places = {
+            entry.value
+            for tensor in graphs[role].initializer
+            if uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert places == {"backbone.safetensors"}
+        assert (folder / f"{role}.onnx").stat().st_size < 200_000
+
+
+def test_most_methods_have_no_query_features(make_tuned: Callable[..., Any]) -> None:
+    assert set(make_tuned("lora").compiled.graphs) == {"train", "evaluate", "predict"}
 
 
 def test_initial_tensors_fit_what_the_entry_says(make_tuned: Callable[..., Any]) -> None:
