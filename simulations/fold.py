@@ -58,6 +58,7 @@ def fold_run(
         trainable=nothing,
         state=nothing,
         pairs=(),
+        personal=(),
         graphs={"predict": GRAPHS["predict"]},
         files={},
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -116,25 +116,29 @@ def pool_of_one(progress: ProgressListener, *, backbone: Path | None = None) -> 
         plain = signed_bundle(ssf, Path(folder) / "ssf")
         pooled = signed_bundle(pool, Path(folder) / "pool")
         start = plain.initial()
-        same_start = {
-            name: value if name == "keys" else start[_in_ssf(name)][None]
-            for name, value in pooled.initial().items()
-        }
+        _, tuned = ssf.recipe.build()
+        # In the order of the network, which is that of a pool's row.
+        places = [name for name in tuned.trainable if name.endswith((".scale", ".shift"))]
+        same_start = _as_pool(start, places) | {"keys": pooled.initial()["keys"]}
         moved = _played(ssf, plain)
         found = _played(pool, _starting_from(same_start, pooled))
-    alike = {_in_ssf(name): value[0] for name, value in found.items() if name != "keys"}
+    alike = {name: value for name, value in found.items() if name != "keys"}
     return figure(
         "pool_of_one",
-        largest_difference(moved, alike),
+        largest_difference(_as_pool(moved, places), alike),
         target="<= 1e-5",
         note=f"{ssf.job.rounds.count} rounds of {len(ssf.federation.clients)} clients, in which "
         f"tensors moved by up to {largest_difference(moved, start):.2g}",
     )
 
 
-def _in_ssf(name: str) -> str:
-    """What SSF calls a tensor of the pool."""
-    return {"weight": "classifier.weight", "bias": "classifier.bias"}.get(name, name)
+def _as_pool(tensors: Tensors, places: Sequence[str]) -> dict[str, np.ndarray]:
+    """SSF's tensors as those of a pool of one, keys aside."""
+    return {
+        "pool": np.concatenate([tensors[name] for name in places])[None],
+        "weight": tensors["classifier.weight"][None],
+        "bias": tensors["classifier.bias"][None],
+    }
 
 
 def _starting_from(tensors: Tensors, bundle: Bundle) -> Bundle:
