@@ -79,11 +79,17 @@ class PooledScaleShift(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the layer, then each sample's affine map."""
-        output = self.base_layer(hidden)
+        layer = self.base_layer
+        bias = layer.bias if isinstance(layer, nn.Linear) else None
+        output = layer(hidden) if bias is None else nn.functional.linear(hidden, layer.weight)
         shape = [output.shape[0], *[1] * (output.dim() - 1)]
         shape[self.channel_axis] = self.channels
         scale, shift = (part.reshape(shape) for part in self.own(self.mixture.parts))
-        return output * (1.0 + scale) + shift
+        scale = 1.0 + scale
+        if bias is not None:
+            # Once a sample, not once a token: a pass over the output less.
+            shift = shift + scale * bias
+        return output * scale + shift
 
     def own(self, parts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Scale and shift of this site."""
