@@ -45,7 +45,7 @@ class Arm:
 RATES: Final = (0.01, 0.03, 0.1)
 TUNING_SEED: Final = 100
 ARMS: Final[Mapping[str, Arm]] = {
-    "fedins": Arm(MethodSpec(name="fedins"), 0.03),
+    "fedins": Arm(MethodSpec(name="fedins"), 0.1),
     "ssf": Arm(MethodSpec(name="ssf"), 0.03),
     "lora": Arm(MethodSpec(name="lora", settings={"rank": 8, "alpha": 16.0}), 0.1),
     "full": Arm(MethodSpec(name="full"), 0.03),

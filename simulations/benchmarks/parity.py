@@ -212,7 +212,7 @@ def _by_graph(recipe: Recipe, compiled: Compiled, steps: list[dict[str, np.ndarr
     state = {name: np.zeros(spec.shape, spec.dtype) for name, spec in compiled.state.entries}
     loop = TrainingLoop(compiled.folder / "train.onnx")
     initial = load_file(compiled.folder / INITIAL_NAME)
-    tensors, losses = loop.run(initial, state, steps, recipe.training.learning_rate)
+    tensors, losses, _ = loop.run(initial, state, steps, recipe.training.learning_rate)
     return Trained(losses, tensors)
 
 

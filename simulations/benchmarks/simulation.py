@@ -10,6 +10,7 @@ from simulations.benchmarks.accuracy import (
     text_job,
 )
 from simulations.benchmarks.command import demo_accuracy, help_seconds
+from simulations.benchmarks.fedins import fedins_margin
 from simulations.benchmarks.figure import Figure
 from simulations.benchmarks.memory import SCALE, cohort_memory_mb
 from simulations.benchmarks.parity import METHODS, cohort_parity, onnx_parity
@@ -42,6 +43,12 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
         ),
         measured_if_possible(
             lambda: central_gap(progress, image_job(quick=quick)), "central_gap", unit="points"
+        ),
+        measured_if_possible(
+            lambda: fedins_margin(progress, quick=quick),
+            "fedins_margin",
+            unit="points",
+            target="> 0",
         ),
     ]
     return labelled(found) if quick else found

@@ -24,6 +24,7 @@ from simulations.benchmarks import (
     aggregation,
     command,
     device,
+    fedins,
     instance,
     instance_latency,
     parity,
@@ -350,6 +351,29 @@ def test_quick_figures_say_so() -> None:
     assert made.note == "QUICK RUN"
 
 
+def test_fedins_margin_is_over_the_best_other_method_where_domains_are_mixed() -> None:
+    found = {
+        (fedins.MIXED, "fedins"): [0.80, 0.84],
+        (fedins.MIXED, "ssf"): [0.81, 0.79],
+        (fedins.MIXED, "lora"): [0.70, 0.72],
+        (fedins.ALONE, "fedins"): [0.70, 0.70],
+        (fedins.ALONE, "ssf"): [0.75, 0.75],
+        (fedins.ALONE, "lora"): [0.60, 0.60],
+    }
+    job = fedins.fedins_job(fedins.ARMS["fedins"], fedins.MIXED, 0)
+    made = fedins.margin_figure(found, job, seeds=2)
+    assert made.value == pytest.approx(2.0) and made.holds
+    assert "(ahead +2.00 points)" in made.note and "(ahead -5.00 points)" in made.note
+    worse = {**found, (fedins.MIXED, "lora"): [0.9, 0.9]}
+    assert fedins.margin_figure(worse, job, seeds=2).holds is False
+
+
+def test_all_methods_of_the_margin_have_the_same_data_and_rounds() -> None:
+    jobs = [fedins.fedins_job(arm, fedins.MIXED, 3) for arm in fedins.ARMS.values()]
+    assert len({(job.data, job.rounds, job.aggregation, job.backbone) for job in jobs}) == 1
+    assert {job.method.name for job in jobs} == {"fedins", "ssf", "lora", "full"}
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_figure_of_the_table_is_measured(
     quick: bool, monkeypatch: pytest.MonkeyPatch
@@ -360,7 +384,7 @@ def test_every_figure_of_the_table_is_measured(
 
     for name in (
         "onnx_parity", "cohort_parity", "cohort_vs_flower", "cohort_memory_mb", "demo_accuracy",
-        "help_seconds", "text_central_gap", "central_gap",
+        "help_seconds", "text_central_gap", "central_gap", "fedins_margin",
     ):  # fmt: skip
         monkeypatch.setattr(simulation, name, named(name))
     both = named("cohort_vs_sequential", "cohort_vs_central")
@@ -388,7 +412,8 @@ def test_every_figure_of_the_table_is_measured(
     assert [made.name for made in found] == [
         "onnx_parity", "cohort_parity", "cohort_vs_sequential", "cohort_vs_central",
         "cohort_vs_flower", "cohort_memory_mb", "demo_accuracy", "help_seconds",
-        "text_central_gap", "central_gap", "one_bit_size_ratio", "one_bit_accuracy_gap",
+        "text_central_gap", "central_gap", "fedins_margin",
+        "one_bit_size_ratio", "one_bit_accuracy_gap",
         "ternary_entropy_ratio", "codec_vs_zlib", "update_bytes_ratio", "bytes_to_accuracy_ratio",
         "device_start_ratio", "device_memory_ratio", "device_step_ratio", "batch_invariance",
         "pool_of_one", "folded_ssf", "ssf_parameters", "pool_parameters",

@@ -15,7 +15,12 @@ from tuning.torch_trainer import TorchTrainer
 
 @pytest.mark.parametrize(
     ("method", "kind", "optimizer"),
-    [("lora", "image", "sgd"), ("ssf", "image", "sgd"), ("prompt", "text", "adamw")],
+    [
+        ("lora", "image", "sgd"),
+        ("ssf", "image", "sgd"),
+        ("fedins", "image", "sgd"),
+        ("prompt", "text", "adamw"),
+    ],
 )
 def test_torch_equals_onnxruntime(
     make_bundle: Callable[..., Any], method: str, kind: str, optimizer: str
