@@ -35,6 +35,19 @@ def test_digits_jobs_differ_in_method_and_training_only() -> None:
     assert {job.method.name for job in jobs} == set(DIGITS)
 
 
+def test_jobs_beside_fedins_differ_in_method_and_rate_only() -> None:
+    names = (
+        "fashion-fedins",
+        "fashion-domains-ssf",
+        "fashion-domains-lora",
+        "fashion-domains-full",
+    )
+    jobs = [load_job(EXAMPLES / f"{name}.toml") for name in names]
+    assert len({(job.data, job.backbone, job.rounds, job.aggregation) for job in jobs}) == 1
+    assert len({job.method.name for job in jobs}) == 4
+    assert len({replace(job.training, learning_rate=1.0) for job in jobs}) == 1
+
+
 def test_updates_jobs_differ_in_how_updates_travel_and_are_merged_only() -> None:
     jobs = [load_job(path) for path in JOBS if path.stem.startswith("updates-")]
     assert len(jobs) == 5
