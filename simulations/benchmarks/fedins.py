@@ -87,16 +87,27 @@ def fedins_margin(
     Raises: DataError without Fashion-MNIST.
     """
     seeds = seeds[:1] if quick else seeds
-    partitions = (MIXED,) if quick else (MIXED, ALONE)
-    found = {
-        (partition, name): [
-            accuracy(fedins_job(arm, partition, seed, quick=quick), progress) for seed in seeds
-        ]
-        for partition in partitions
-        for name, arm in arms.items()
-    }
+    found = measured(progress, seeds=seeds, arms=arms, quick=quick)
     job = fedins_job(next(iter(arms.values())), MIXED, 0, quick=quick)
     return margin_figure(found, job, seeds=len(seeds))
+
+
+def measured(
+    progress: ProgressListener,
+    *,
+    seeds: Sequence[int],
+    arms: Mapping[str, Arm] = ARMS,
+    quick: bool = False,
+) -> dict[tuple[str, str], list[float]]:
+    """Test accuracies, one a seed, of every partition and method."""
+    found: dict[tuple[str, str], list[float]] = {}
+    # Seed by seed and method by method, so that what is compiled once serves both partitions.
+    for seed in seeds:
+        for name, arm in arms.items():
+            for partition in (MIXED,) if quick else (MIXED, ALONE):
+                reached = accuracy(fedins_job(arm, partition, seed, quick=quick), progress)
+                found.setdefault((partition, name), []).append(reached)
+    return found
 
 
 def accuracy(job: Job, progress: ProgressListener) -> float:

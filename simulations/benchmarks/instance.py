@@ -136,8 +136,8 @@ def _as_pool(tensors: Tensors, places: Sequence[str]) -> dict[str, np.ndarray]:
     """SSF's tensors as those of a pool of one, keys aside."""
     return {
         "pool": np.concatenate([tensors[name] for name in places])[None],
-        "weight": tensors["classifier.weight"][None],
-        "bias": tensors["classifier.bias"][None],
+        "classifier.weight": tensors["classifier.weight"][None],
+        "classifier.bias": tensors["classifier.bias"][None],
     }
 
 

@@ -61,7 +61,8 @@ def alone(folder: Path, tuned: Tuned, chosen: list[int], image: torch.Tensor) ->
         layer.register_forward_hook(lambda _, __, out, g=gamma, b=beta: out * g + b)
     model.classifier = torch.nn.Identity()
     features = model(pixel_values=image[None]).logits[0]
-    scores = [tensors["weight"][j] @ features + tensors["bias"][j] for j in chosen]
+    classifier = {name: tensors[f"classifier.{name}"] for name in ("weight", "bias")}
+    scores = [classifier["weight"][j] @ features + classifier["bias"][j] for j in chosen]
     return torch.stack(scores).mean(dim=0)
 
 
@@ -174,7 +175,7 @@ def test_a_pool_of_one_is_ssf(tiny_vit: Path) -> None:
             for name, value in zip(("scale", "shift"), parts, strict=True):
                 inside[ssf.trainable[f"{path}.{name}"]].copy_(value[0])
         for name in ("weight", "bias"):
-            inside[f"classifier.{name}"].copy_(tensors[name][0])
+            inside[f"classifier.{name}"].copy_(tensors[f"classifier.{name}"][0])
         found = pool.module(pixel_values=pixels()).logits
         expected = ssf.module(pixel_values=pixels()).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -202,7 +203,7 @@ def test_a_one_bit_pool_is_a_pool_of_quantised_elements(tiny_vit: Path) -> None:
     inside = dict(plain.module.named_parameters())
     with torch.no_grad():
         for name, value in pool.parameters().items():
-            inside[name].copy_(value)
+            inside[plain.trainable[name]].copy_(value)
         latent = pool.module.parts(pool.parameters()["pool"])
         for part, used in zip(latent, plain.module.parts(inside["pool"]), strict=True):
             used.copy_(torch.stack([one_bit(row[None])[0] for row in part]))

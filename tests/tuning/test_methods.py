@@ -61,7 +61,7 @@ def test_seed_decides_every_tensor(tiny_vit: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("loar", {}, 'no method is called "loar"; known: full, head, lora, lora-sb, ssf, adapter'),
+        ("loar", {}, 'no method is called "loar"; known: full, head, lora, lora-sb, ssf, fedins'),
         ("head", {"rank": 4}, 'method "head" has no setting "rank"; known: none'),
         ("lora", {"rnak": 4}, 'method "lora" has no setting "rnak"; known: alpha, rank, targets'),
         ("lora", {"rank": 0}, "method.rank is 0; it must be at least 1"),

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters
+from tuning.methods.method import Tuned, classifier_parameters, put
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -118,8 +118,7 @@ def attach_bottlenecks(
 
 
 def _replace(block: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(block.get_submodule(parent), leaf, module)
+    put(block, path, module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

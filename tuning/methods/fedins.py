@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned
+from tuning.methods.method import Tuned, put
 from tuning.methods.ssf import ScaleShift, fold_scales, sites
 from tuning.quantizer import one_bit
 
@@ -228,17 +228,15 @@ class FedIns:
                 f"the classifier of {type(model).__name__} is a {type(classifier).__name__}; "
                 "FedIns needs a single linear layer"
             )
-        parent, _, leaf = backbone.classifier.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Identity())
+        put(model, backbone.classifier, nn.Identity())
         # The same weights once more, not a copy of them.
         shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
         query = copy.deepcopy(model, shared)
         generator = torch.Generator().manual_seed(seed)
         mixture = Mixture()
         for place, (path, module, (channels, axis)) in enumerate(sites(model)):
-            above, _, last = path.rpartition(".")
             site = PooledScaleShift(module, place, channels, axis, mixture)
-            setattr(model.get_submodule(above), last, site)
+            put(model, path, site)
         pool = InstancePool(
             model,
             query,
@@ -255,7 +253,12 @@ class FedIns:
             nn.init.kaiming_normal_(element, generator=generator)
         return Tuned(
             module=pool,
-            trainable={name: name for name in ("pool", "keys", "weight", "bias")},
+            trainable={
+                "pool": "pool",
+                "keys": "keys",
+                f"{backbone.classifier}.weight": "weight",
+                f"{backbone.classifier}.bias": "bias",
+            },
             fold=(lambda module: fold_element(module, 0)) if self.elements == 1 else None,
             sample_loss=self._sample_loss,
             tallies={"selected": self.elements},
@@ -280,13 +283,11 @@ def fold_element(pool: nn.Module, index: int) -> nn.Module:
     parts = pool.parts(pool.used()[index].detach())
     for path, layer in list(pool.model.named_modules()):
         if isinstance(layer, PooledScaleShift):
-            parent, _, leaf = path.rpartition(".")
-            setattr(pool.model.get_submodule(parent), leaf, layer.fixed(parts))
+            put(pool.model, path, layer.fixed(parts))
     fold_scales(pool.model)
     classifier = nn.Linear(pool.weight.shape[-1], pool.weight.shape[-2])
     with torch.no_grad():
         classifier.weight.copy_(pool.weight[index])
         classifier.bias.copy_(pool.bias[index])
-    parent, _, leaf = pool.path.rpartition(".")
-    setattr(pool.model.get_submodule(parent), leaf, classifier)
+    put(pool.model, pool.path, classifier)
     return pool.model

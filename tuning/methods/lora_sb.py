@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters
+from tuning.methods.method import Tuned, classifier_parameters, put, query_and_value
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -97,27 +97,16 @@ class LoRASB:
 
     def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
         """Wrap the query and value projection of every block. Nothing is drawn from `seed`."""
-        family = backbone.family
-        if family is None:
-            raise MethodError(
-                f"{type(backbone.model).__name__} is not an architecture whose blocks are known; "
-                "LoRA-SB fits ViT and BERT backbones"
-            )
         trainable = classifier_parameters(backbone)
-        for index, block in enumerate(backbone.model.get_submodule(family.blocks).children()):
-            for path in (family.query, family.value):
-                full = f"{family.blocks}.{index}.{path}"
-                parent, _, leaf = path.rpartition(".")
-                base = block.get_submodule(path)
-                most = min(base.weight.shape)
-                if self.rank > most:
-                    raise MethodError(
-                        f"method.rank: expected at most {most}, the smaller side of {full} "
-                        f"{list(base.weight.shape)}, found {self.rank}"
-                    )
-                layer = CoreLowRank(base, rank=self.rank, scale=self.scale)
-                setattr(block.get_submodule(parent), leaf, layer)
-                trainable[f"{full}.core"] = f"{full}.core"
+        for name, base in query_and_value(backbone, "LoRA-SB"):
+            most = min(base.weight.shape)
+            if self.rank > most:
+                raise MethodError(
+                    f"method.rank: expected at most {most}, the smaller side of {name} "
+                    f"{list(base.weight.shape)}, found {self.rank}"
+                )
+            put(backbone.model, name, CoreLowRank(base, rank=self.rank, scale=self.scale))
+            trainable[f"{name}.core"] = f"{name}.core"
         return Tuned(module=backbone.model, trainable=trainable, fold=fold_cores)
 
 
@@ -125,6 +114,5 @@ def fold_cores(module: nn.Module) -> nn.Module:
     """Merge every core with its factors into the layer that it stands beside."""
     for path, layer in list(module.named_modules()):
         if isinstance(layer, CoreLowRank):
-            parent, _, leaf = path.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, layer.folded())
+            put(module, path, layer.folded())
     return module

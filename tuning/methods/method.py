@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from protocol.factors import FactorPair
+from tuning.errors import MethodError
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,31 @@ class Method(Protocol):
     def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
         """Attach freshly drawn tensors. The backbone's own model is changed and then owned."""
         ...
+
+
+def query_and_value(backbone: Backbone, what: str) -> list[tuple[str, nn.Module]]:
+    """The query and value projection of every block, with their paths in the model.
+
+    Raises: MethodError where the architecture is not known; `what` says who needs it.
+    """
+    family = backbone.family
+    if family is None:
+        raise MethodError(
+            f"{type(backbone.model).__name__} is not an architecture whose blocks are known; "
+            f"{what} fits ViT and BERT backbones"
+        )
+    blocks = backbone.model.get_submodule(family.blocks)
+    return [
+        (f"{family.blocks}.{index}.{path}", block.get_submodule(path))
+        for index, block in enumerate(blocks.children())
+        for path in (family.query, family.value)
+    ]
+
+
+def put(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put a layer in the place that a path names."""
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def classifier_parameters(backbone: Backbone) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters
+from tuning.methods.method import Tuned, classifier_parameters, put, query_and_value
 from tuning.methods.one_bit_adapter import UP_STD
 from tuning.quantizer import one_bit
 
@@ -64,26 +64,16 @@ class OneBitLoRA:
 
     def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
         """Wrap the query and value projection of every block."""
-        family = backbone.family
-        if family is None:
-            raise MethodError(
-                f"{type(backbone.model).__name__} is not an architecture whose blocks are known; "
-                "1-bit LoRA fits ViT and BERT backbones"
-            )
         generator = torch.Generator().manual_seed(seed)
         trainable = classifier_parameters(backbone)
-        for index, block in enumerate(backbone.model.get_submodule(family.blocks).children()):
-            for path in (family.query, family.value):
-                parent, _, leaf = path.rpartition(".")
-                layer = OneBitLowRank(block.get_submodule(path), rank=self.rank, scale=self.scale)
-                nn.init.xavier_uniform_(layer.down, generator=generator)
-                nn.init.trunc_normal_(
-                    layer.up, std=UP_STD, a=-2 * UP_STD, b=2 * UP_STD, generator=generator
-                )
-                setattr(block.get_submodule(parent), leaf, layer)
-                for name in ("down", "up"):
-                    full = f"{family.blocks}.{index}.{path}.{name}"
-                    trainable[full] = full
+        for name, base in query_and_value(backbone, "1-bit LoRA"):
+            layer = OneBitLowRank(base, rank=self.rank, scale=self.scale)
+            nn.init.xavier_uniform_(layer.down, generator=generator)
+            nn.init.trunc_normal_(
+                layer.up, std=UP_STD, a=-2 * UP_STD, b=2 * UP_STD, generator=generator
+            )
+            put(backbone.model, name, layer)
+            trainable |= {f"{name}.{part}": f"{name}.{part}" for part in ("down", "up")}
         return Tuned(module=backbone.model, trainable=trainable, fold=fold_low_rank)
 
 
@@ -91,6 +81,5 @@ def fold_low_rank(module: nn.Module) -> nn.Module:
     """Merge every 1-bit product into the layer that it stands beside."""
     for path, layer in list(module.named_modules()):
         if isinstance(layer, OneBitLowRank):
-            parent, _, leaf = path.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, layer.folded())
+            put(module, path, layer.folded())
     return module
