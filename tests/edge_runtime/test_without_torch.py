@@ -57,14 +57,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    simulate(load_job(ROOT / "examples" / "digits-lora.toml"), out)
+    # Two rounds are enough for what the example promises, and one client after the other spares
+    # the compilation of a cohort.
+    few = ["rounds.count=2", "simulation.backend=sequential"]
+    simulate(load_job(ROOT / "examples" / "digits-lora.toml", few), out)
     return out
 
 
 @pytest.fixture(scope="session")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pool(tmp_path_factory: pytest.TempPathFactory, tiny_vit: Path) -> Path:
     """A bundle whose network chooses of a pool for every image."""
-    settings = ["method.name=fedins", "method.elements=4", "method.selected=2"]
+    settings = [
+        "method.name=fedins", "method.elements=4", "method.selected=2",
+        "backbone.name=", f"backbone.path={tiny_vit}",
+    ]  # fmt: skip
     job = load_job(ROOT / "examples" / "digits-ssf.toml", settings)
     return build_bundle(job, tmp_path_factory.mktemp("built") / "pool")
 

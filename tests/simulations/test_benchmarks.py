@@ -246,7 +246,8 @@ def test_device_step_gives_the_worst_ratio(tiny_vit: Path) -> None:
     assert made.value == pytest.approx(max(ratios), abs=0.01)
 
 
-@pytest.mark.slow
+# The same properties hold the method itself in tests/tuning/test_fedins.py and test_ssf.py.
+@pytest.mark.long
 def test_what_is_exact_of_instance_pools_holds(tiny_vit: Path) -> None:
     same = instance.batch_invariance(QUIET, backbone=tiny_vit)
     assert same.name == "batch_invariance" and same.holds and same.value > 0
