@@ -9,12 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coordinator.job import load_job
+from coordinator.sections import TrainingSection
 from simulations.run import build_bundle, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,13 +68,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pool(tmp_path_factory: pytest.TempPathFactory, tiny_vit: Path) -> Path:
+def pool(tmp_path_factory: pytest.TempPathFactory, tiny_job: Callable[..., Any]) -> Path:
     """A bundle whose network chooses of a pool for every image."""
-    settings = [
-        "method.name=fedins", "method.elements=4", "method.selected=2",
-        "backbone.name=", f"backbone.path={tiny_vit}",
-    ]  # fmt: skip
-    job = load_job(ROOT / "examples" / "digits-ssf.toml", settings)
+    settings = {"elements": 5, "selected": 2}
+    training = TrainingSection(learning_rate=0.05, batch_size=4)
+    job = tiny_job("fedins", settings=settings, training=training)
     return build_bundle(job, tmp_path_factory.mktemp("built") / "pool")
 
 

@@ -22,8 +22,9 @@ from coordinator.sections import (
 ROUNDS = RoundsSection(count=3, evaluate_clients_every=1)
 COHORT = SimulationSection(backend="cohort", cohort_size=2)
 IN_TURN = SimulationSection(backend="sequential")
+WITH_TORCH = SimulationSection(backend="sequential", engine="torch")
 COHORT_OF_TORCH = SimulationSection(backend="cohort", engine="torch", cohort_size=2)
-POOL = {"elements": 4, "selected": 2}
+POOL = {"elements": 5, "selected": 2}
 
 
 def near(some: Any, other: Any) -> None:
@@ -80,7 +81,7 @@ def test_pools_agree_on_all_backends_and_are_counted(
         "aggregation": AggregationSection(merger=merger, weighting="uniform"),
     }
     first = play_rounds(simulation=COHORT, **options)
-    for simulation in (IN_TURN, COHORT_OF_TORCH):
+    for simulation in (IN_TURN, WITH_TORCH, COHORT_OF_TORCH):
         other = play_rounds(simulation=simulation, **options)
         near(first.tensors, other.tensors)
         for one, two in zip(first.reports, other.reports, strict=True):
@@ -89,7 +90,7 @@ def test_pools_agree_on_all_backends_and_are_counted(
     for report in first.reports:
         assert sum(map(sum, report.selected.values())) == 2 * report.samples
         used = {j for row in report.selected.values() for j, count in enumerate(row) if count}
-        assert ("selected by nobody" in report.note) == (len(used) < 4)
+        assert ("selected by nobody" in report.note) == (len(used) < 5)
     silent = play_rounds(
         simulation=COHORT,
         **{**options, "update": UpdateSection(), "aggregation": AggregationSection()},

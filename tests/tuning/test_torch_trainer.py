@@ -18,7 +18,6 @@ from tuning.torch_trainer import TorchTrainer
     [
         ("lora", "image", "sgd"),
         ("ssf", "image", "sgd"),
-        ("fedins", "image", "sgd"),
         ("prompt", "text", "adamw"),
     ],
 )
