@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 
 def draw(found: Mapping[tuple[str, str], Sequence[float]], path: Path) -> None:
-    """A group of bars a partition, a bar a method, a dot a seed."""
+    """A group a partition, a stroke at each method's mean, a dot a seed."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(7.2, 3.6), layout="constrained")
@@ -29,11 +29,12 @@ def draw(found: Mapping[tuple[str, str], Sequence[float]], path: Path) -> None:
             values = [100 * value for value in found[partition, name]]
             x = group + (place - (len(names) - 1) / 2) * width
             label = name if group == 0 else None
-            axes.bar(x, mean(values), 0.9 * width, color=f"C{place}", label=label)
+            half = 0.4 * width
+            height = mean(values)
+            axes.hlines(height, x - half, x + half, color=f"C{place}", linewidth=4, label=label)
             axes.plot([x] * len(values), values, "o", color="black", markersize=3)
     axes.set_xticks([0, 1], ["one domain a client", "all domains in every client"])
-    lowest = min(100 * value for values in found.values() for value in values)
-    axes.set_ylim(bottom=max(0.0, lowest - 5))
+    axes.margins(y=0.2)
     axes.set_ylabel("test accuracy, %")
     axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
     canvas.savefig(path, dpi=150)
