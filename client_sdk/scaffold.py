@@ -23,9 +23,12 @@ def next_control(
     steps: int,
     learning_rate: float,
 ) -> dict[str, np.ndarray]:
-    """c_i+ for every tensor, in its type. `steps` is at least 1, `learning_rate` above 0."""
+    """c_i+ for every tensor that has a control variate, in its type.
+
+    `steps` is at least 1, `learning_rate` above 0.
+    """
     scale = np.float32(1.0 / (steps * learning_rate))
     return {
-        name: own[name] - control[name] + scale * (before - trained[name])
-        for name, before in start.items()
+        name: own[name] - value + scale * (start[name] - trained[name])
+        for name, value in control.items()
     }

@@ -18,6 +18,7 @@ from client_sdk.errors import PlanError, TrainingError
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
 from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, TRAINED, Work, needed, open_plan
+from edge_runtime.adapter import mixed_tensors
 from edge_runtime.batches import step_count
 from protocol.controls import joined
 from protocol.factors import chosen, cut
@@ -108,14 +109,8 @@ def variants_of(work: Work, memory: ClientMemory | None) -> dict[str, Tensors]:
         own = memory.latest(TRAINED, before=plan.round + 1)
         if own and ParamSpec.of(work.start).mismatch(own) is None:
             variants["/local"] = own
-            variants["/mixed"] = mixed(own, work.start, plan.mix)
+            variants["/mixed"] = mixed_tensors(own, work.start, plan.mix)
     return variants
-
-
-def mixed(local: Tensors, whole: Tensors, share: float) -> dict[str, np.ndarray]:
-    """share * local + (1 - share) * whole, tensor by tensor."""
-    weight = np.float32(share)
-    return {name: weight * local[name] + (1 - weight) * value for name, value in whole.items()}
 
 
 def frozen_names(plan: Plan, manifest: Manifest) -> frozenset[str]:

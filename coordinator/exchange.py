@@ -63,8 +63,9 @@ class Run:
     @property
     def elements(self) -> int:
         """Of the pool that clients select from; 0 for a method without one."""
-        method = self.job.method
-        return int(method.settings.get("elements", 25)) if method.name == "fedins" else 0  # type: ignore[arg-type]
+        # Every tensor of a pool has the elements as its first axis.
+        _, entry = self.spec.entries[0]
+        return entry.shape[0] if self.job.method.name == "fedins" else 0
 
     @property
     def ranks(self) -> tuple[int, ...]:

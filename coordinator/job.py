@@ -291,6 +291,12 @@ def _combination_faults(job: Job) -> list[Fault]:
     if job.personal.report and not data.held_out:
         words = "expected false, or data.held_out above 0: clients test on what they hold back"
         fault("personal.report", job.personal.report, words)
+    if job.personal.report and moves_base(merger):
+        words = (
+            f'expected false: "{rule}" moves frozen weights, so that what a client trained last '
+            "rests on others than the merged adapter"
+        )
+        fault("personal.report", job.personal.report, words)
     if job.training.scaffold:
         faults.extend(_scaffold_faults(job))
     least = fewest_updates(merger)

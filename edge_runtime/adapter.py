@@ -97,13 +97,15 @@ def mixed(own: Adapter, shared: Adapter, weight: float) -> Adapter:
             f"mix: the two adapters rest on different backbones ({OFFSET_FILE} differs, or one "
             "folder has none); train the own one from the shared one first"
         )
-    return Adapter(
-        tensors={
-            name: (weight * value + (1 - weight) * shared.tensors[name]).astype(value.dtype)
-            for name, value in own.tensors.items()
-        },
-        offset=shared.offset,
-    )
+    return Adapter(tensors=mixed_tensors(own.tensors, shared.tensors, weight), offset=shared.offset)
+
+
+def mixed_tensors(own: Tensors, shared: Tensors, weight: float) -> dict[str, np.ndarray]:
+    """weight * own + (1 - weight) * shared, of the same names and shapes, in their types."""
+    return {
+        name: (weight * value + (1 - weight) * shared[name]).astype(value.dtype)
+        for name, value in own.items()
+    }
 
 
 def _read(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -65,8 +65,6 @@ _MERGERS = """
 - **Honest clients, any method**: `weighted-mean`. Of LoRA factors it averages A and B apart, which
   is not the mean of the models: `ffa-lora` and `rolora` are exact and send half of it, `flexlora`
   is exact as far as its rank goes, `flora` and `fedex-lora` are exact and send more down.
-  `method.name = "lora-sb"` trains r×r values a layer, whose mean is exact and whose updates are
-  the smallest.
 - **Clients that may lie**: `centred-clipping` or `geometric-median` with `factors = "up"` and
   `weighting = "uniform"`. Rules see A and B side by side: what is robust in the factors need not be
   in their product, unless one of them stands still. `fedloom bench aggregation` plays six attacks.

@@ -20,14 +20,11 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.mergers.merger import Merged
-from aggregation.mergers.weighted_mean import WeightedMean
-from aggregation.vectors import checked_weight
+from aggregation.vectors import checked_vector, checked_weight, require_floats
 from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 COUNTS: Final = "selected"
 """The entry of an update that holds its counts, [elements], beside the tensors."""
-
-_CHECK: Final = WeightedMean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +57,7 @@ class CountedPool:
                 "counted-pool: expected tensors with one leading axis of elements, found axes of "
                 f"{', '.join(map(str, sorted(sizes))) or 'no tensor'}"
             )
-        _CHECK.init(spec)
+        require_floats(spec)
         (elements,) = sizes
         sums = {name: np.zeros(entry.shape) for name, entry in spec.entries}
         return PoolState(
@@ -73,8 +70,7 @@ class CountedPool:
         """One update more, with its counts under `COUNTS`. Raises: MergeError."""
         factor = checked_weight(weight)
         tensors = {name: value for name, value in update.items() if name != COUNTS}
-        # Shapes, types and finite values are checked as they are for a mean.
-        _CHECK.add(_CHECK.init(state.spec), tensors, 1.0)
+        checked_vector(state.spec, tensors)
         own = factor * _shares(update.get(COUNTS), state.elements)
         sums = {}
         for name, before in state.sums.items():

@@ -209,3 +209,20 @@ def test_only_metrics_that_the_plan_asks_for_leave(memory: FolderMemory) -> None
         ("loss",): {"loss"},
         ("loss", "selected"): {"loss", "selected/0", "selected/1"},
     }
+
+
+def test_control_variates_go_with_personal_tensors_which_have_none(memory: FolderMemory) -> None:
+    manifest = replace(SCAFFOLD, personal=("head",))
+    control = {name: np.zeros_like(value) for name, value in SHARED.items()}
+    blob = pack_plan(PLAN, CODEC.encode(joined(SHARED, control)))
+    work = open_plan(blob, manifest, TENSORS, memory)
+    assert work.correction.keys() == SHARED.keys()
+    trained = {name: value - 1 for name, value in work.start.items()}
+    _, payload = unpack_update(
+        close_update(work, manifest, trained, {}, 7, memory), max_bytes=10**4
+    )
+    delta = CODEC.decode(payload, manifest.exchanged, 10**4)
+    # One step at the rate 0.5 that moved by -1 had the gradient 2.
+    for name in SHARED:
+        np.testing.assert_allclose(delta[f"control/{name}"], 2, rtol=0, atol=1e-5)
+    assert memory.latest(CONTROL, before=3).keys() == SHARED.keys()
