@@ -38,10 +38,11 @@ _ANY = re.compile(r"(?s).+")
 _RANKS = re.compile(r"([1-9][0-9]{0,4}( *, *[1-9][0-9]{0,4})*)?")
 _WHOLE_CODECS = ("float32", "float16", "bfloat16")
 _SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
-_PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client)?(,{_SPLIT})?")
+_PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client|:[1-5])?(,{_SPLIT})?")
 _PARTITIONS = (
     'expected "iid", "natural", "dirichlet:0.3" (alpha > 0), "shards:2" (shards a client >= 1), '
-    '"domains:mixed" or "domains:one-per-client", these two also as "domains:mixed,dirichlet:0.3"'
+    '"domains:mixed", "domains:one-per-client" or "domains:2" (1 to 5 of the five a client), these '
+    'three also as "domains:mixed,dirichlet:0.3"'
 )
 
 

@@ -6,7 +6,7 @@ Every function takes uint8 images [n, h, w] or [n, h, w, c] and returns new ones
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -117,11 +117,14 @@ def shift_each(images: np.ndarray, domains: np.ndarray, rng: np.random.Generator
     return result
 
 
-def mixed_domains(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A domain for each of `samples` images, int64 [samples], every domain equally often (±1)."""
-    # Where samples is no multiple of 5, chance decides which domains come once more.
-    first = int(rng.integers(len(DOMAINS)))
-    return rng.permutation((first + np.arange(samples)) % len(DOMAINS))
+def mixed_domains(
+    samples: int, rng: np.random.Generator, among: Sequence[int] = range(len(DOMAINS))
+) -> np.ndarray:
+    """A domain of those `among` for each of `samples` images, int64 [samples], every domain
+    equally often (±1)."""
+    # Where they do not go up evenly, chance decides which domains come once more.
+    first = int(rng.integers(len(among)))
+    return rng.permutation(np.take(among, first + np.arange(samples), mode="wrap"))
 
 
 def _chunks(samples: int) -> Iterator[slice]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -18,17 +17,17 @@ from simulations.partitions.partitioner import Column, Partitioner
 class Domains:
     """Splits as `base` does and says which domain each image is moved to.
 
-    "mixed": every client holds all domains in equal parts; "one-per-client": client i holds the
-    domain i mod 5 alone.
+    Client i holds `per_client` of the five domains, in equal parts: those from number i mod 5 on,
+    the first following the last. So with one, every client has a domain alone; with five, all do.
     """
 
-    kind: Literal["mixed", "one-per-client"]
+    per_client: int
     base: Partitioner = field(default_factory=Iid)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mixed", "one-per-client"):
+        if not 1 <= self.per_client <= len(DOMAINS):
             raise PartitionError(
-                f'domains: expected "mixed" or "one-per-client", found {self.kind}'
+                f"domains: expected 1 to {len(DOMAINS)} domains a client, found {self.per_client}"
             )
         if isinstance(self.base, Domains):
             raise PartitionError("domains: expected a split of labels or groups under the domains")
@@ -43,11 +42,14 @@ class Domains:
         return self.base.split(column, n, rng)
 
     def client_domain(self, client: int) -> str:
-        """What client number `client` is called by in reports: a domain, or "mixed"."""
-        return DOMAINS[client % len(DOMAINS)] if self.kind == "one-per-client" else "mixed"
+        """What client number `client` is called by in reports: its domains, or "mixed"."""
+        if self.per_client == len(DOMAINS):
+            return "mixed"
+        return "+".join(DOMAINS[domain] for domain in self._domains(client))
 
     def image_domains(self, client: int, samples: int, rng: np.random.Generator) -> np.ndarray:
         """The domain of each of a client's images, int64 [samples], an index into `DOMAINS`."""
-        if self.kind == "one-per-client":
-            return np.full(samples, client % len(DOMAINS), dtype=np.int64)
-        return mixed_domains(samples, rng)
+        return mixed_domains(samples, rng, self._domains(client))
+
+    def _domains(self, client: int) -> list[int]:
+        return sorted((client + place) % len(DOMAINS) for place in range(self.per_client))

@@ -24,8 +24,8 @@ COMPLETE = (
     Dirichlet(alpha=1e6),
     Shards(per_client=1),
     Shards(per_client=2),
-    Domains(kind="mixed"),
-    Domains(kind="one-per-client", base=Dirichlet(alpha=0.3)),
+    Domains(per_client=5),
+    Domains(per_client=1, base=Dirichlet(alpha=0.3)),
 )
 columns = st.lists(st.integers(0, 6), min_size=24, max_size=120).map(
     lambda labels: np.array(labels, dtype=np.int64)
@@ -136,15 +136,19 @@ def test_natural_takes_the_largest_groups_in_order() -> None:
 
 
 def test_domains_say_which_domain_each_image_has() -> None:
-    mixed, one = Domains(kind="mixed"), Domains(kind="one-per-client")
+    mixed, one = Domains(per_client=5), Domains(per_client=1)
     assert mixed.client_domain(3) == "mixed"
     assert [one.client_domain(i) for i in (0, 1, 6)] == ["identity", "rotation", "rotation"]
     assert one.image_domains(7, 3, rng()).tolist() == [2, 2, 2]
     assert sorted(mixed.image_domains(7, 10, rng())) == sorted([*range(5), *range(5)])
-    with pytest.raises(PartitionError, match='"mixed" or "one-per-client", found some'):
-        Domains(kind="some")  # type: ignore[arg-type]
+    two = Domains(per_client=2)
+    assert [two.client_domain(i) for i in (0, 4)] == ["identity+rotation", "identity+noise"]
+    assert sorted(two.image_domains(3, 6, rng())) == [3, 3, 3, 4, 4, 4]
+    for wrong in (0, 6):
+        with pytest.raises(PartitionError, match=f"1 to 5 domains a client, found {wrong}"):
+            Domains(per_client=wrong)
     with pytest.raises(PartitionError, match="under the domains"):
-        Domains(kind="mixed", base=mixed)
+        Domains(per_client=5, base=mixed)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +160,13 @@ def test_domains_say_which_domain_each_image_has() -> None:
         ("dirichlet:.5", Dirichlet(alpha=0.5)),
         ("dirichlet:1e-2", Dirichlet(alpha=0.01)),
         ("shards:2", Shards(per_client=2)),
-        ("domains", Domains(kind="mixed")),
-        ("domains:mixed", Domains(kind="mixed")),
-        ("domains:one-per-client", Domains(kind="one-per-client")),
-        ("domains:mixed,dirichlet:0.3", Domains(kind="mixed", base=Dirichlet(alpha=0.3))),
-        ("domains:one-per-client,natural", Domains(kind="one-per-client", base=Natural())),
+        ("domains", Domains(per_client=5)),
+        ("domains:mixed", Domains(per_client=5)),
+        ("domains:one-per-client", Domains(per_client=1)),
+        ("domains:mixed,dirichlet:0.3", Domains(per_client=5, base=Dirichlet(alpha=0.3))),
+        ("domains:2", Domains(per_client=2)),
+        ("domains:3,shards:2", Domains(per_client=3, base=Shards(per_client=2))),
+        ("domains:one-per-client,natural", Domains(per_client=1, base=Natural())),
     ],
 )
 def test_partition_named_reads_every_form(name: str, partition: Partitioner) -> None:
