@@ -125,6 +125,27 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: a decoder of 2 layers that reads the words of `tiny_bert`."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    config = LlamaConfig(
+        vocab_size=4 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        num_labels=5,
+        pad_token_id=0,
+    )
+    _save(LlamaForSequenceClassification(config), folder)
+    return folder
+
+
 def _save(model: Any, folder: Path) -> None:
     """Weights large enough that every part of the network shows in the logits."""
     import torch

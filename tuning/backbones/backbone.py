@@ -153,6 +153,10 @@ def load_backbone(
 
     model = model.float().eval()
     classifier = _classifier_path(model, folder)
+    if kind == "text" and classifier == "score":
+        from tuning.backbones.decoder import DecoderClassifier
+
+        model = DecoderClassifier(model)
     _draw_classifier(model.get_submodule(classifier), seed)
     _replace_patch_convolutions(model)
     return Backbone(

@@ -8,7 +8,7 @@ not listed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,13 @@ class Family:
     Paths below a block are relative to it. `ffn_input` is the module whose *input* is the residual
     stream that enters the feed-forward part: the norm before it in a pre-norm network, the first
     linear layer in a post-norm one. Whatever is added to the output of `ffn_output` is added to
-    the residual stream.
+    the residual stream. `norm` comes after the last block; "" in a post-norm network.
     """
 
     model_type: str
     embeddings: str
     blocks: str
+    norm: str
     query: str
     value: str
     ffn_input: str
@@ -34,6 +35,7 @@ VIT = Family(
     model_type="vit",
     embeddings="vit.embeddings",
     blocks="vit.layers",
+    norm="vit.layernorm",
     query="attention.q_proj",
     value="attention.v_proj",
     ffn_input="layernorm_after",
@@ -44,10 +46,28 @@ BERT = Family(
     model_type="bert",
     embeddings="bert.embeddings",
     blocks="bert.encoder.layer",
+    norm="",
     query="attention.self.query",
     value="attention.self.value",
     ffn_input="intermediate.dense",
     ffn_output="output.dense",
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (VIT, BERT)}
+LLAMA = Family(
+    model_type="llama",
+    embeddings="model.embed_tokens",
+    blocks="model.layers",
+    norm="model.norm",
+    query="self_attn.q_proj",
+    value="self_attn.v_proj",
+    ffn_input="post_attention_layernorm",
+    ffn_output="mlp.down_proj",
+)
+
+# Later decoders that keep LLaMA's module names.
+QWEN2 = replace(LLAMA, model_type="qwen2")
+MISTRAL = replace(LLAMA, model_type="mistral")
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (VIT, BERT, LLAMA, QWEN2, MISTRAL)
+}
