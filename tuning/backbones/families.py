@@ -18,13 +18,13 @@ class Family:
     Paths below a block are relative to it. `ffn_input` is the module whose *input* is the residual
     stream that enters the feed-forward part: the norm before it in a pre-norm network, the first
     linear layer in a post-norm one. Whatever is added to the output of `ffn_output` is added to
-    the residual stream. `norm` comes after the last block; "" in a post-norm network.
+    the residual stream. `readout` takes what the last block leaves.
     """
 
     model_type: str
     embeddings: str
     blocks: str
-    norm: str
+    readout: str
     query: str
     value: str
     ffn_input: str
@@ -35,7 +35,7 @@ VIT = Family(
     model_type="vit",
     embeddings="vit.embeddings",
     blocks="vit.layers",
-    norm="vit.layernorm",
+    readout="vit.layernorm",
     query="attention.q_proj",
     value="attention.v_proj",
     ffn_input="layernorm_after",
@@ -46,7 +46,7 @@ BERT = Family(
     model_type="bert",
     embeddings="bert.embeddings",
     blocks="bert.encoder.layer",
-    norm="",
+    readout="bert.pooler",
     query="attention.self.query",
     value="attention.self.value",
     ffn_input="intermediate.dense",
@@ -57,7 +57,7 @@ LLAMA = Family(
     model_type="llama",
     embeddings="model.embed_tokens",
     blocks="model.layers",
-    norm="model.norm",
+    readout="model.norm",
     query="self_attn.q_proj",
     value="self_attn.v_proj",
     ffn_input="post_attention_layernorm",
