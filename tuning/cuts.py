@@ -55,13 +55,15 @@ class Parts:
 
     `head` takes a batch by keyword and gives hidden states [B, T, D]; `body` takes and gives
     such; `tail` takes them and gives the network's answer. `short` is the network without its
-    body. Body and tail take an `attention_mask` [B, 1, 1, T] as well, where there is one.
+    body, and `scoring` what scores samples: `short`, or that without what a method put before it.
+    Body and tail take an `attention_mask` [B, 1, 1, T] as well, where there is one.
     """
 
     head: Part
     body: Part
     tail: Part
     short: nn.Module
+    scoring: nn.Module
 
 
 class Part(nn.Module):
@@ -162,9 +164,11 @@ def cut_network(
         return part
 
     front, middle, end = range(cut.head), range(cut.head, behind), range(behind, count)
+    short = made(front, end)
     return Parts(
         head=Part(made(front, leaves=cut.head)),
         body=Part(made(middle, enters=True, leaves=behind), pool),
         tail=Part(made(end, enters=True)),
-        short=made(front, end),
+        short=short,
+        scoring=short,
     )

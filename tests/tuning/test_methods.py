@@ -15,8 +15,9 @@ from tuning.methods import METHOD_NAMES, Tuned, method_named
 from tuning.step import logits
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    name: {"type": "IA3", "feedforward_modules": []} if name == "peft" else {}
-    for name in METHOD_NAMES
+    **{name: {} for name in METHOD_NAMES},
+    "peft": {"type": "IA3", "feedforward_modules": []},
+    "sfprompt": {"cut": "1+0"},
 }
 
 
@@ -80,6 +81,11 @@ def test_seed_decides_every_tensor(tiny_vit: Path, name: str) -> None:
         ("one-bit-lora", {"rank": 0}, "method.rank is 0"),
         ("one-bit-lora", {"scale": 0}, "method.scale is 0"),
         ("prompt", {"length": 0}, "method.length is 0; it must be at least 1"),
+        ("sfprompt", {"length": 0}, "method.length is 0; it must be at least 1"),
+        ("sfprompt", {"cut": "deep"}, 'expected "faithful-minimal", "private" or the blocks'),
+        ("sfprompt", {"cut": 2}, "method.cut is 2; expected a text"),
+        ("sfprompt", {"cut": "0+1"}, "would read a token that has seen no input"),
+        ("sfprompt", {"cut": "1+1", "pool": True}, "has blocks that read every token"),
         ("peft", {}, 'needs method.type, e.g. type = "LOHA"'),
         ("peft", {"type": 3}, "method.type is 3; expected the name of a peft method"),
         ("peft", {"type": "PREFIX_TUNING"}, "those that compile are LORA, LOHA"),

@@ -25,6 +25,7 @@ METHOD_NAMES = (
     "one-bit-adapter",
     "one-bit-lora",
     "prompt",
+    "sfprompt",
     "peft",
 )
 
@@ -71,6 +72,8 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         return float(value)
     if isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, int)):
         raise MethodError(f"method.{key} is {value!r}; expected a whole number")
+    if isinstance(default, str) and not isinstance(value, str):
+        raise MethodError(f"method.{key} is {value!r}; expected a text")
     if key == "type" and not isinstance(value, str):
         raise MethodError(f"method.type is {value!r}; expected the name of a peft method")
     return value
@@ -120,6 +123,10 @@ def method_class(name: str) -> Any:
             from tuning.methods.prompt import Prompt
 
             return Prompt
+        case "sfprompt":
+            from tuning.methods.sfprompt import SFPrompt
+
+            return SFPrompt
         case "peft":
             from tuning.methods.peft_method import PeftMethod
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tuning.backbones import Backbone
+    from tuning.cuts import Parts
 
 Batch = Mapping[str, "torch.Tensor"]
 
@@ -49,6 +50,8 @@ class Tuned:
             attribute of the module's answer, [B, values], and the keyword by which the module
             takes it instead of computing it; "" where a method has nothing of the kind.
         fold_element: as `fold`, for one of the elements that a method chooses from, by its number.
+        parts: the module cut into head, body and tail, where a method trains it so; its
+            parameters keep their names in them.
     """
 
     module: nn.Module
@@ -61,6 +64,7 @@ class Tuned:
     pairs: tuple[FactorPair, ...] = ()
     features: str = ""
     fold_element: Callable[[nn.Module, int], nn.Module] | None = None
+    parts: Parts | None = None
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The trainable tensors by public name, sorted, detached from any graph."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from tuning.backbones.patches import PatchProjection
 from tuning.errors import MethodError
-from tuning.methods.method import Batch, Tuned, classifier_parameters
+from tuning.methods.method import Batch, Tuned, classifier_parameters, put
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -59,33 +60,40 @@ class Prompt:
 
     def attach(self, backbone: Backbone, *, seed: int) -> Tuned:
         """Wrap the embeddings, and widen the attention mask where the batch has one."""
-        family = backbone.family
-        if family is None:
-            raise MethodError(
-                f"{type(backbone.model).__name__} is not an architecture whose embeddings are "
-                "known; prompts fit ViT and BERT backbones"
-            )
-        dim = int(backbone.model.config.hidden_size)
-        path = family.embeddings
-        embeddings = backbone.model.get_submodule(path)
-        fan_in = dim
-        for module in embeddings.modules():
-            if isinstance(module, PatchProjection):
-                fan_in = module.weight[0].numel()
-        bound = math.sqrt(6.0 / (fan_in + dim))
-        generator = torch.Generator().manual_seed(seed)
-        prompt = torch.empty(self.length, dim).uniform_(-bound, bound, generator=generator)
-        parent, _, leaf = path.rpartition(".")
-        setattr(backbone.model.get_submodule(parent), leaf, PromptedEmbeddings(embeddings, prompt))
+        path = attach_prompt(backbone, self.length, seed=seed)
         trainable = classifier_parameters(backbone)
-        trainable[f"{path}.prompt"] = f"{path}.prompt"
-        return Tuned(module=backbone.model, trainable=trainable, prepare=self._widen_mask)
+        trainable[path] = path
+        return Tuned(
+            module=backbone.model, trainable=trainable, prepare=partial(widen_mask, self.length)
+        )
 
-    def _widen_mask(self, batch: Batch) -> Batch:
-        """Prompts are always attended to: additive zeros after the first column."""
-        if "attention_mask" not in batch:
-            return batch
-        mask = batch["attention_mask"]
-        seen = mask.new_zeros((*mask.shape[:-1], self.length))
-        widened = torch.cat((mask[..., :1], seen, mask[..., 1:]), dim=-1)
-        return {**batch, "attention_mask": widened}
+
+def attach_prompt(backbone: Backbone, length: int, *, seed: int) -> str:
+    """Wrap the embeddings; the name of the prompt's parameter. Raises: MethodError."""
+    family = backbone.family
+    if family is None:
+        raise MethodError(
+            f"{type(backbone.model).__name__} is not an architecture whose embeddings are known; "
+            "prompts fit ViT, BERT and LLaMA backbones"
+        )
+    dim = int(backbone.model.config.hidden_size)
+    embeddings = backbone.model.get_submodule(family.embeddings)
+    fan_in = dim
+    for module in embeddings.modules():
+        if isinstance(module, PatchProjection):
+            fan_in = module.weight[0].numel()
+    bound = math.sqrt(6.0 / (fan_in + dim))
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.empty(length, dim).uniform_(-bound, bound, generator=generator)
+    put(backbone.model, family.embeddings, PromptedEmbeddings(embeddings, prompt))
+    return f"{family.embeddings}.prompt"
+
+
+def widen_mask(length: int, batch: Batch) -> Batch:
+    """Prompts are always attended to: additive zeros after the first column."""
+    if "attention_mask" not in batch:
+        return batch
+    mask = batch["attention_mask"]
+    seen = mask.new_zeros((*mask.shape[:-1], length))
+    widened = torch.cat((mask[..., :1], seen, mask[..., 1:]), dim=-1)
+    return {**batch, "attention_mask": widened}
