@@ -12,7 +12,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError
@@ -29,6 +28,7 @@ from edge_runtime.errors import (
 from protocol.errors import ManifestError, SignatureError
 from protocol.files import (
     ENVELOPE,
+    INITIAL_FILE,
     MANIFEST_NAME,
     SIGNATURE_NAME,
     SIGNER_NAME,
@@ -39,8 +39,6 @@ from protocol.files import (
 from protocol.limits import MAX_MANIFEST_BYTES, MAX_SIGNER_BYTES
 from protocol.manifest import Manifest
 from protocol.signing import SIGNATURE_BYTES, verify
-
-INITIAL_NAME: Final = "initial.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +58,23 @@ class Bundle:
 
     def initial(self) -> dict[str, np.ndarray]:
         """The trainable tensors that the first round starts from. Raises: BundleError."""
-        path = self.folder / INITIAL_NAME
-        entry = self.manifest.files[INITIAL_NAME]
+        path = self.folder / INITIAL_FILE
+        entry = self.manifest.files[INITIAL_FILE]
         try:
             raw = read_small(path, entry.size)
         except ManifestError as error:
             raise BundleContentError(f"bundle {self.folder}: {error}; fetch it again") from None
         if hashlib.sha256(raw).hexdigest() != entry.sha256:
             raise BundleContentError(
-                f"bundle {self.folder}: {INITIAL_NAME} was changed after it was opened; "
+                f"bundle {self.folder}: {INITIAL_FILE} was changed after it was opened; "
                 "fetch it again"
             )
         try:
             tensors: dict[str, np.ndarray] = load_safetensors(raw)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BundleFormatError(f"{INITIAL_NAME}: expected safetensors: {error}") from None
+            raise BundleFormatError(f"{INITIAL_FILE}: expected safetensors: {error}") from None
         if problem := self.manifest.trainable.mismatch(tensors):
-            raise BundleFormatError(f"{INITIAL_NAME}: {problem}; build the bundle again")
+            raise BundleFormatError(f"{INITIAL_FILE}: {problem}; build the bundle again")
         return tensors
 
 
@@ -153,8 +151,8 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
 
 
 def _require_runnable(folder: Path, manifest: Manifest) -> None:
-    if INITIAL_NAME not in manifest.files:
-        raise BundleFormatError(f"bundle {folder}: the manifest does not list {INITIAL_NAME}")
+    if INITIAL_FILE not in manifest.files:
+        raise BundleFormatError(f"bundle {folder}: the manifest does not list {INITIAL_FILE}")
     for role, name in manifest.graphs.items():
         if name not in manifest.files:
             raise BundleFormatError(

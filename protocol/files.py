@@ -22,6 +22,10 @@ ENVELOPE: Final = (MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME)
 """The files of a bundle that its manifest does not list."""
 BACKBONE_FILE: Final = "backbone.safetensors"
 """Frozen weights, once for all graphs of a bundle."""
+INITIAL_FILE: Final = "initial.safetensors"
+"""The trainable tensors before the first round."""
+PREDICT_FILE: Final = "predict.safetensors"
+"""The weights of the graph that predicts which depend on the adapter."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

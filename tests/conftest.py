@@ -64,12 +64,12 @@ class Made:
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Compiled jobs stay inside the session's temporary folder, and none is forgotten there."""
-    from tuning import compiler
+    from tuning import cache
 
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLOOM_CACHE", str(folder))
-        patch.setattr(compiler, "CACHE_ENTRIES", 1000)
+        patch.setattr(cache, "CACHE_ENTRIES", 1000)
         yield folder
 
 

@@ -14,8 +14,8 @@ from protocol.files import BACKBONE_FILE, MANIFEST_NAME, read_small
 from protocol.limits import MAX_MANIFEST_BYTES
 from protocol.manifest import Manifest
 from protocol.tensors import NOTHING, Tensors
-from tuning.compiler import save_predict_weights, save_prediction
 from tuning.errors import BackboneError, MethodError
+from tuning.inference import save_predict_weights, save_prediction
 from tuning.methods import Tuned
 from tuning.recipe import Recipe
 

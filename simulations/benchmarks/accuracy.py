@@ -25,7 +25,7 @@ from coordinator.sections import (
     TrainingSection,
 )
 from edge_runtime import batch_plan, preprocess
-from edge_runtime.bundle import INITIAL_NAME
+from protocol.files import INITIAL_FILE
 from protocol.manifest import TrainingSpec
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import pooled, run_job
@@ -152,7 +152,7 @@ def central_accuracy(setup: Setup, central: Central, *, passes: int) -> float:
     )
     trainer = TorchTrainer(tuned, spec, batch_plan=batch_plan)
     preprocessing = setup.compiled.preprocessing
-    initial = load_file(setup.compiled.folder / INITIAL_NAME)
+    initial = load_file(setup.compiled.folder / INITIAL_FILE)
     trained, _ = trainer.fit(
         initial,
         preprocess(preprocessing, pooled(setup)),

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from edge_runtime import batch_plan
-from edge_runtime.bundle import INITIAL_NAME
 from edge_runtime.training_loop import TrainingLoop
+from protocol.files import INITIAL_FILE
 from protocol.manifest import TrainingSpec
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import torch_threads
@@ -93,7 +93,7 @@ def step_seconds(
         training=TrainingSpec(batch_size=case.batch, optimizer="adamw", learning_rate=RATE),
     )
     compiled = compile_recipe(recipe, cache)
-    initial = load_file(compiled.folder / INITIAL_NAME)
+    initial = load_file(compiled.folder / INITIAL_FILE)
     state = {name: np.zeros(spec.shape, spec.dtype) for name, spec in compiled.state.entries}
     rows = case.batch * case.steps
     rng = np.random.default_rng(0)

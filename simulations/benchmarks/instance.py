@@ -25,8 +25,9 @@ from coordinator.sections import (
 )
 from edge_runtime import open_bundle
 from edge_runtime.adapter import Adapter
-from edge_runtime.bundle import INITIAL_NAME, Bundle
+from edge_runtime.bundle import Bundle
 from edge_runtime.predictor import Predictor
+from protocol.files import INITIAL_FILE
 from protocol.signing import new_key
 from protocol.tensors import Tensors
 from simulations.backends.play import play
@@ -36,7 +37,7 @@ from simulations.benchmarks.runs import signed_bundle
 from simulations.progress import ProgressListener
 from simulations.setup import Setup, set_up
 from tuning.backbones import load_backbone
-from tuning.compiler import save_predict_weights
+from tuning.inference import save_predict_weights
 from tuning.methods import method_named
 
 POOL: Final[Mapping[str, Any]] = {"elements": 25, "selected": 3}
@@ -146,7 +147,7 @@ def _starting_from(tensors: Tensors, bundle: Bundle) -> Bundle:
     from safetensors.numpy import save_file
 
     owned = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(owned, bundle.folder / INITIAL_NAME)
+    save_file(owned, bundle.folder / INITIAL_FILE)
     sign_bundle(bundle.manifest, new_key(), bundle.folder)
     return open_bundle(bundle.folder, public_key=None)
 

@@ -21,8 +21,8 @@ from coordinator.sections import (
     TrainingSection,
 )
 from edge_runtime import preprocess
-from edge_runtime.bundle import INITIAL_NAME
 from edge_runtime.training_loop import TrainingLoop
+from protocol.files import INITIAL_FILE
 from protocol.manifest import TrainingSpec
 from protocol.tensors import Tensors
 from simulations.benchmarks.figure import Figure, figure
@@ -211,7 +211,7 @@ def _by_graph(recipe: Recipe, compiled: Compiled, steps: list[dict[str, np.ndarr
 
     state = {name: np.zeros(spec.shape, spec.dtype) for name, spec in compiled.state.entries}
     loop = TrainingLoop(compiled.folder / "train.onnx")
-    initial = load_file(compiled.folder / INITIAL_NAME)
+    initial = load_file(compiled.folder / INITIAL_FILE)
     tensors, losses, _ = loop.run(initial, state, steps, recipe.training.learning_rate)
     return Trained(losses, tensors)
 

@@ -29,7 +29,7 @@ from coordinator.sections import (
     TrainingSection,
 )
 from edge_runtime import batch_plan, preprocess
-from edge_runtime.bundle import INITIAL_NAME
+from protocol.files import INITIAL_FILE
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import noise_dataset, on, pooled, run_job, set_up_with
 from simulations.errors import SimulationError
@@ -174,7 +174,7 @@ def central_seconds(setup: Setup, batch_size: int, passes: int) -> list[float]:
     spec = replace(setup.recipe.training, batch_size=batch_size)
     trainer = TorchTrainer(tuned, spec, batch_plan=batch_plan)
     data = preprocess(setup.compiled.preprocessing, pooled(setup))
-    tensors = load_file(setup.compiled.folder / INITIAL_NAME)
+    tensors = load_file(setup.compiled.folder / INITIAL_FILE)
     few = {name: value[:batch_size] for name, value in data.items()}
     trainer.fit(tensors, few, learning_rate=1e-3, epochs=2, seed=0)
     seconds = []

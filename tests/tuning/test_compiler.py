@@ -23,9 +23,10 @@ from coordinator.sections import TrainingSection
 from edge_runtime.session import open_session
 from edge_runtime.trainer import OnnxTrainer, initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of
-from tuning import compiler
-from tuning.compiler import Compiled, cohort_graph, compile_recipe, save_predict_weights
+from tuning import cache, compiler
+from tuning.compiler import Compiled, cohort_graph, compile_recipe
 from tuning.errors import BackboneError, CompileError, MethodError
+from tuning.inference import save_predict_weights
 from tuning.recipe import Recipe
 
 METHODS = (
@@ -282,7 +283,7 @@ def test_cache_keeps_the_newest_entries(
     make_tuned: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_tuned("head")
-    monkeypatch.setattr(compiler, "CACHE_ENTRIES", 3)
+    monkeypatch.setattr(cache, "CACHE_ENTRIES", 3)
     monkeypatch.setattr(
         compiler,
         "_compile_into",

@@ -14,7 +14,7 @@ import torch
 
 from protocol.manifest import TrainingSpec
 from tuning import optimizers
-from tuning.compiler import example_batch
+from tuning.ports import example_batch
 from tuning.recipe import Recipe
 from tuning.step import cohort_step, cross_entropies, evaluation, logits, training_step
 

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile a recipe that is trained split: what a device gets, and what its server keeps.
+
+An entry of the cache holds two folders. `device` is what a bundle takes over:
+
+    backbone.safetensors   frozen weights of the head
+    initial.safetensors    prompt and tail before the first round
+    head.onnx              hidden states [B, T, D] of a batch, with the prompt
+    tail.onnx              one step of the tail, and the gradient at what entered it
+    prompt.onnx            one step of the prompt, from the gradient at what left the head
+    local.onnx             one step of both with the body skipped
+    scores.onnx            EL2N of every sample, any batch size
+    test.onnx              cross-entropy, correctness and logits of what entered the tail
+
+`server` has the body, frozen, and no weight that the device has:
+
+    backbone.safetensors   frozen weights of the body
+    forward.onnx           what leaves the body, any batch size
+    backward.onnx          the gradient at what entered it, any batch size
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from protocol.files import BACKBONE_FILE, INITIAL_FILE
+from protocol.tensors import TensorSpec
+from tuning.cache import INFO_FILE, cached
+from tuning.compiler import Compiled, describe, read_description
+from tuning.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuning.methods import Tuned
+
+DEVICE: Final = "device"
+SERVER: Final = "server"
+DEVICE_GRAPHS: Final = {
+    role: f"{role}.onnx" for role in ("head", "tail", "prompt", "local", "scores", "test")
+}
+SERVER_GRAPHS: Final = {role: f"{role}.onnx" for role in ("forward", "backward")}
+_MASK: Final = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCompiled:
+    """Both sides of a recipe in compiled form."""
+
+    device: Compiled
+    server: Path
+    """Folder of the body's graphs and weights."""
+    entering: TensorSpec
+    """One sample's hidden states as they leave the device: float32 [T, D]."""
+    leaving: TensorSpec
+    """One sample's as they come back: the same, or [1, D] where the server pools."""
+    mask: TensorSpec | None
+    """One sample's attention mask, [1, 1, T], of texts."""
+
+
+def compile_split(recipe: Recipe, cache: Path | None = None) -> SplitCompiled:
+    """The compiled form of a recipe whose method cuts the network: from the cache, or made now.
+
+    Raises: as `compile_recipe`.
+    """
+    recipe.checked_method()
+    folder = cached(f"split-{recipe.digest()}", lambda work: _compile_into(work, recipe), cache)
+    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    specs = {
+        name: TensorSpec(tuple(info[name]), "float32") if info[name] else None
+        for name in ("entering", "leaving", "mask")
+    }
+    assert specs["entering"] is not None and specs["leaving"] is not None
+    return SplitCompiled(
+        device=read_description(folder / DEVICE, info["device"]),
+        server=folder / SERVER,
+        entering=specs["entering"],
+        leaving=specs["leaving"],
+        mask=specs["mask"],
+    )
+
+
+def _compile_into(folder: Path, recipe: Recipe) -> None:
+    import torch
+
+    from tuning import split_step
+    from tuning.ports import example_batch, prefixed, step_examples
+
+    backbone, tuned = recipe.build()
+    parts = split_step.parts_of(tuned)
+    examples = step_examples(backbone, tuned, recipe)
+    batch = example_batch(backbone, recipe.training.batch_size)
+    masks = {name: value for name, value in tuned.prepare(batch).items() if name == _MASK}
+    front = {n: tuned.parameters()[n] for n in split_step.of_part(tuned, parts.head)}
+    with torch.no_grad():
+        entering = split_step.head_forward(
+            tuned, front, split_step.frozen_of(tuned, parts.head), batch
+        )
+        body = split_step.frozen_of(tuned, parts.body)
+        leaving = split_step.body_forward(tuned, body, entering, masks)
+
+    flows = {"hidden": entering, **prefixed("mask/", masks)}
+    came = {"hidden": leaving, **prefixed("mask/", masks)}
+    device = folder / DEVICE
+    device.mkdir()
+    _save(
+        device,
+        _device_graphs(tuned, recipe, examples, flows, came),
+        DEVICE_GRAPHS,
+        {**split_step.short_way(tuned).frozen(), **split_step.frozen_of(tuned, parts.tail)},
+        tuned.parameters(),
+    )
+    server = folder / SERVER
+    server.mkdir()
+    _save(server, _server_graphs(tuned, flows, leaving), SERVER_GRAPHS, body, {})
+    info = {
+        "entering": list(entering.shape[1:]),
+        "leaving": list(leaving.shape[1:]),
+        "mask": list(masks[_MASK].shape[1:]) if masks else None,
+        "device": describe(backbone, tuned, recipe, examples, DEVICE_GRAPHS),
+    }
+    (folder / INFO_FILE).write_text(json.dumps(info, sort_keys=True), encoding="utf-8")
+
+
+def _device_graphs(
+    tuned: Tuned,
+    recipe: Recipe,
+    examples: Mapping[str, torch.Tensor],
+    flows: Mapping[str, torch.Tensor],
+    came: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    from tuning import graphs, split_step
+    from tuning.ports import prefixed, split_names, step_graph
+    from tuning.step import training_step
+
+    spec, parts = recipe.training, split_step.parts_of(tuned)
+    trainable = tuned.parameters()
+    short = split_step.short_way(tuned)
+    state = {
+        name.removeprefix("state/"): value
+        for name, value in examples.items()
+        if name.startswith("state/")
+    }
+    batch = {name: value for name, value in examples.items() if name.startswith("batch/")}
+    rate = {"learning_rate": examples["learning_rate"] * 0}
+    labels = {"labels": examples["labels"]}
+
+    def ports(part: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Trainable, state and frozen inputs of a part."""
+        names = split_step.of_part(tuned, part)
+        return (
+            prefixed("trainable/", {name: trainable[name] for name in names}),
+            prefixed("state/", split_step.state_of(state, names)),
+            prefixed("frozen/", split_step.frozen_of(tuned, part)),
+        )
+
+    def head(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        hidden = split_step.head_forward(tuned, given["trainable"], given["frozen"], given["batch"])
+        return {"hidden": hidden}
+
+    def tail(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        updated, kept, loss, gradient = split_step.tail_step(
+            tuned, spec, given["trainable"], given["state"], given["frozen"], named["hidden"],
+            given["mask"], named["labels"], named["weight"], named["learning_rate"],
+        )  # fmt: skip
+        changed = prefixed("new/trainable/", updated) | prefixed("new/state/", kept)
+        return changed | {"gradient": gradient, "loss": loss}
+
+    def prompt(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        updated, kept = split_step.prompt_step(
+            tuned, spec, given["trainable"], given["state"], given["frozen"], given["batch"],
+            named["gradient"], named["learning_rate"],
+        )  # fmt: skip
+        return prefixed("new/trainable/", updated) | prefixed("new/state/", kept)
+
+    def scores(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        found = split_step.el2n_scores(
+            tuned, given["trainable"], given["frozen"], given["batch"], named["labels"]
+        )
+        return {"scores": found}
+
+    def test(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        loss, correct, logits = split_step.tail_answer(
+            tuned, given["trainable"], given["frozen"], named["hidden"], given["mask"],
+            named["labels"],
+        )  # fmt: skip
+        return {"loss": loss, "correct": correct, "logits": logits}
+
+    front, front_state, front_frozen = ports(parts.head)
+    behind, behind_state, behind_frozen = ports(parts.tail)
+
+    def new(*inputs: Mapping[str, Any]) -> list[str]:
+        return [f"new/{name}" for given in inputs for name in given]
+
+    weight = {"weight": examples["weight"]}
+    return {
+        "head": graphs.compile_graph(
+            head, front | front_frozen | batch, ("hidden",), has_gradients=False,
+            any_batch=tuple(batch),
+        ),
+        "tail": graphs.compile_graph(
+            tail, behind | behind_state | behind_frozen | came | labels | weight | rate,
+            (*new(behind, behind_state), "gradient", "loss"), has_gradients=True,
+        ),
+        "prompt": graphs.compile_graph(
+            prompt,
+            front | front_state | front_frozen | batch | {"gradient": flows["hidden"]} | rate,
+            new(front, front_state), has_gradients=True,
+        ),
+        "local": step_graph(short, training_step(short, spec), examples),
+        "scores": graphs.compile_graph(
+            scores,
+            behind | prefixed("frozen/", short.frozen()) | batch | labels, ("scores",),
+            has_gradients=False, any_batch=(*batch, "labels"),
+        ),
+        "test": graphs.compile_graph(
+            test, behind | behind_frozen | came | labels, ("loss", "correct", "logits"),
+            has_gradients=False, any_batch=(*came, "labels"),
+        ),
+    }  # fmt: skip
+
+
+def _server_graphs(
+    tuned: Tuned, flows: Mapping[str, torch.Tensor], leaving: torch.Tensor
+) -> dict[str, Any]:
+    from tuning import graphs, split_step
+    from tuning.ports import prefixed, split_names
+
+    frozen = prefixed("frozen/", split_step.frozen_of(tuned, split_step.parts_of(tuned).body))
+
+    def forward(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        left = split_step.body_forward(tuned, given["frozen"], named["hidden"], given["mask"])
+        return {"left": left}
+
+    def backward(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given = split_names(named)
+        entered = split_step.body_backward(
+            tuned, given["frozen"], named["hidden"], given["mask"], named["gradient"]
+        )
+        return {"entered": entered}
+
+    return {
+        "forward": graphs.compile_graph(
+            forward, frozen | dict(flows), ("left",), has_gradients=False, any_batch=tuple(flows)
+        ),
+        "backward": graphs.compile_graph(
+            backward, frozen | dict(flows) | {"gradient": leaving}, ("entered",),
+            has_gradients=True,
+        ),
+    }  # fmt: skip
+
+
+def _save(
+    folder: Path,
+    models: Mapping[str, Any],
+    files: Mapping[str, str],
+    frozen: Mapping[str, torch.Tensor],
+    trainable: Mapping[str, torch.Tensor],
+) -> None:
+    from safetensors.torch import save_file
+
+    from tuning import graphs
+
+    wanted = sorted({name for model in models.values() for name in graphs.frozen_inputs(model)})
+    save_file({n: frozen[n].contiguous().clone() for n in wanted}, folder / BACKBONE_FILE)
+    save_file({n: v.contiguous() for n, v in trainable.items()}, folder / INITIAL_FILE)
+    places = graphs.stored_tensors(folder / BACKBONE_FILE)
+    for role, model in models.items():
+        graphs.refer_to_weights(model, places)
+        graphs.save_model(model, folder / files[role])
