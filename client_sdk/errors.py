@@ -4,6 +4,7 @@
 ClientError
 ├── MemoryFileError  what the client keeps between rounds cannot be read or written
 ├── PlanError        a plan that this client will not follow
+├── SplitError       the server that holds a network's body refused, or could not be reached
 └── TrainingError    the trainer gave something that is no update
 """
 
@@ -20,6 +21,10 @@ class MemoryFileError(ClientError):
 
 class PlanError(ClientError):
     """The plan is not for this client, this job, or cannot be read."""
+
+
+class SplitError(ClientError):
+    """The server that holds the body refused a message, broke off, or could not be reached."""
 
 
 class TrainingError(ClientError):

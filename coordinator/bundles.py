@@ -15,9 +15,11 @@ from coordinator.job import Job
 from protocol.files import MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME
 from protocol.manifest import Manifest, TrainingSpec, hash_files
 from protocol.signing import public_key_hex, sign
+from protocol.split import SplitSpec
 from protocol.tensors import ParamSpec
 from tuning.compiler import Compiled
 from tuning.recipe import Recipe
+from tuning.split_compiler import SplitCompiled
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -54,8 +56,13 @@ def write_bundle(
     class_names: Sequence[str],
     key: Ed25519PrivateKey,
     folder: Path,
+    *,
+    split: SplitSpec | None = None,
 ) -> Path:
-    """Copy a compiled job into `folder`, describe it and sign it."""
+    """Copy a compiled job into `folder`, describe it and sign it.
+
+    With `split` it is the device's side of a network whose body stays with the server.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in compiled.files():
         shutil.copyfile(compiled.folder / name, folder / name)
@@ -69,6 +76,7 @@ def write_bundle(
         state=compiled.state,
         pairs=compiled.pairs,
         personal=personal_tensors(job, compiled.trainable),
+        split=split,
         inputs=compiled.inputs,
         preprocessing=compiled.preprocessing,
         training=recipe.training,
@@ -76,6 +84,22 @@ def write_bundle(
     )
     sign_bundle(manifest, key, folder)
     return folder
+
+
+def split_spec(job: Job, compiled: SplitCompiled) -> SplitSpec:
+    """What a job says of the phases of a round, and its compiled form of what crosses the cut."""
+    section = job.split
+    tokens, width = compiled.entering.shape
+    return SplitSpec(
+        entering_tokens=tokens,
+        leaving_tokens=compiled.leaving.shape[0],
+        width=width,
+        masked=compiled.mask is not None,
+        keep=section.keep,
+        drop=section.drop,
+        local_epochs=section.local_epochs,
+        form=section.form,
+    )
 
 
 def personal_tensors(job: Job, trainable: ParamSpec) -> tuple[str, ...]:

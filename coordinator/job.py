@@ -41,6 +41,7 @@ from coordinator.sections import (
     PersonalSection,
     RoundsSection,
     SimulationSection,
+    SplitSection,
     TrainingSection,
     UpdateSection,
     allowed_values,
@@ -62,6 +63,7 @@ class Job:
     aggregation: AggregationSection = field(default_factory=AggregationSection)
     rounds: RoundsSection = field(default_factory=RoundsSection)
     personal: PersonalSection = field(default_factory=PersonalSection)
+    split: SplitSection = field(default_factory=SplitSection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ _SECTIONS: dict[str, Any] = {
     "aggregation": AggregationSection,
     "rounds": RoundsSection,
     "personal": PersonalSection,
+    "split": SplitSection,
     "simulation": SimulationSection,
 }
 

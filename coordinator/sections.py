@@ -23,6 +23,7 @@ from aggregation.selection import (
     server_optimizer_named,
 )
 from coordinator.errors import Fault, JobError
+from protocol.activations import FORMS
 
 Scalar = str | int | float | bool
 
@@ -446,6 +447,25 @@ class PersonalSection:
 
     def __post_init__(self) -> None:
         _check(self, "personal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSection:
+    """`[split]`: a round of SFPrompt, whose network a device and a server share."""
+
+    keep: float = _key(
+        0.5, "share of a client's samples that it trains on, of highest EL2N", above=0, high=1
+    )
+    drop: float = _key(
+        0.0, "share left out before, of highest EL2N: their labels may be wrong", low=0, below=1
+    )
+    local_epochs: int = _key(
+        5, "passes with the body skipped, before those through it", low=0, high=1_000
+    )
+    form: str = _key("float32", "of hidden states and gradients that travel", choices=FORMS)
+
+    def __post_init__(self) -> None:
+        _check(self, "split")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from protocol.limits import (
     MAX_TEXT_LENGTH,
     MAX_TOKENS,
 )
+from protocol.split import SplitSpec
 from protocol.tensors import ParamSpec, TensorSpec, named_spec_from_json
 
 __all__ = [
@@ -128,6 +129,7 @@ class Manifest:
     training: TrainingSpec
     pairs: tuple[FactorPair, ...] = ()  # of low-rank factors among the trainable tensors
     personal: tuple[str, ...] = ()  # trainable tensors that never leave a client
+    split: SplitSpec | None = None  # where a server holds the network's body
     graphs: Mapping[str, str]  # role ("train", "evaluate", "predict") to file
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = MANIFEST_VERSION
@@ -156,6 +158,8 @@ class Manifest:
                 raise error(f"{name}: expected a {kind.__name__}")
         object.__setattr__(self, "pairs", _pairs(self.pairs, self.trainable))
         object.__setattr__(self, "personal", _personal(self.personal, self.trainable))
+        if self.split is not None and not isinstance(self.split, SplitSpec):
+            raise error("split: expected a SplitSpec or None")
         object.__setattr__(self, "inputs", _inputs(self.inputs))
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
@@ -188,6 +192,7 @@ class Manifest:
                 "preprocessing": {name: getattr(pre, name) for name in _PREPROCESSING},
                 "training": {name: getattr(train, name) for name in _TRAINING},
                 "personal": self.personal,
+                "split": None if self.split is None else self.split.to_json(),
                 "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in self.pairs],
                 "graphs": dict(self.graphs),
                 "files": {
@@ -245,6 +250,8 @@ def _manifest(value: object) -> Manifest:
     fields["inputs"] = tuple(named_spec_from_json(row) for row in inputs)
     fields["preprocessing"] = Preprocessing(**pre)
     fields["training"] = TrainingSpec(**training)
+    if fields["split"] is not None:
+        fields["split"] = SplitSpec.from_json(fields["split"])
     pairs = _checks.sequence("pairs", fields["pairs"], MAX_TENSORS, error)
     fields["pairs"] = tuple(_pair(row) for row in pairs)
     fields["files"] = {name: _file_entry(name, entry) for name, entry in files.items()}

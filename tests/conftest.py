@@ -256,3 +256,58 @@ def make_bundle(
         return known[job.hash()]
 
     return make
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeSplit(Made):
+    """A tiny job whose network is cut: `bundle` is the device's, `split` has both sides."""
+
+    split: Any  # tuning.split_compiler.SplitCompiled
+    tuned: Any  # tuning.methods.Tuned, for the engine in torch
+
+
+@pytest.fixture(scope="session")
+def make_split(
+    tiny_job: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    cache_of_the_session: Path,
+) -> Callable[..., MadeSplit]:
+    """`make_split(cut="1+0", kind="image", optimizer="sgd", **split)`, as `make_bundle`."""
+    import torch
+
+    from coordinator.bundles import recipe_of, split_spec, write_bundle
+    from coordinator.sections import SplitSection
+    from edge_runtime import open_bundle
+    from protocol.signing import new_key, public_key_hex
+    from tuning.split_compiler import compile_split
+
+    torch.set_num_threads(1)
+    logging.getLogger("torch.__trace").disabled = True
+    known: dict[str, MadeSplit] = {}
+    key = new_key()
+
+    def make(
+        cut: str = "1+0", *, kind: str = "image", optimizer: str = "sgd", **split: Any
+    ) -> MadeSplit:
+        settings = {"cut": cut, "length": 2}
+        section = SplitSection(**{"keep": 1.0, "local_epochs": 0, **split})
+        job = tiny_job("sfprompt", kind=kind, optimizer=optimizer, settings=settings, split=section)
+        if job.hash() not in known:
+            classes = IMAGE_CLASSES if kind == "image" else TEXT_CLASSES
+            recipe = recipe_of(job, classes)
+            compiled = compile_split(recipe)
+            spec = split_spec(job, compiled)
+            names = [f"c{number}" for number in range(classes)]
+            folder = tmp_path_factory.mktemp("bundles") / "bundle"
+            write_bundle(job, recipe, compiled.device, names, key, folder, split=spec)
+            known[job.hash()] = MadeSplit(
+                job=job,
+                recipe=recipe,
+                compiled=compiled.device,
+                bundle=open_bundle(folder, public_key=public_key_hex(key)),
+                split=compiled,
+                tuned=recipe.build()[1],
+            )
+        return known[job.hash()]
+
+    return make

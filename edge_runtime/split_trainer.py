@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the two ends of a network whose body a server holds, on onnxruntime alone.
+
+Source: SFPrompt (Cao, Zhu and Gong 2024, arXiv 2407.17533), a client's round: score the samples
+with the body skipped and keep those that are learned worst, train prompt and tail for some passes
+with the body still skipped, then train both through the body, which is behind a `Body`: a server's
+stream, or the server's own code in the same process.
+
+Samples and labels stay here: what is handed to the body are hidden states, a mask of texts, and
+gradients. The optimizer's state lives from the first local step to the last of a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edge_runtime.batches import batch_plan
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import TrainingError
+from edge_runtime.session import open_session
+from edge_runtime.trainer import (
+    EVALUATION_ROWS,
+    check_data,
+    initial_state,
+    mean_loss,
+    rounded,
+)
+from edge_runtime.training_loop import batch_of
+from protocol.split import SplitSpec
+from protocol.tensors import NOTHING, Tensors
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+_MASK = "attention_mask"
+
+
+class Body(Protocol):
+    """The middle of the network, wherever it is. Calls come in turns: a `forward` that keeps is
+    followed by its `backward`."""
+
+    def forward(self, hidden: np.ndarray, mask: np.ndarray | None, *, keep: bool) -> np.ndarray:
+        """What comes out, float32 [B, T, D] or [B, 1, D], of float32 [B, T, D] and [B, 1, 1, T]."""
+        ...
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        """The loss's gradient at what went in last, of that at what came out."""
+        ...
+
+
+class SplitTrainer:
+    """A split bundle's device graphs around a body; takes the place of `OnnxTrainer`."""
+
+    def __init__(self, bundle: Bundle, body: Body, *, threads: int = 0) -> None:
+        self.bundle = bundle
+        self._body = body
+        self._threads = threads
+        self._names = [name for name, _ in bundle.manifest.inputs]
+        if bundle.manifest.split is None:
+            raise TrainingError(
+                f"bundle {bundle.folder}: expected one of a split network, found a whole one"
+            )
+        self._spec: SplitSpec = bundle.manifest.split
+
+    def fit(
+        self,
+        tensors: Tensors,
+        data: Mapping[str, np.ndarray],
+        *,
+        learning_rate: float,
+        epochs: int,
+        seed: int,
+        most_steps: int = 0,
+        frozen: Collection[str] = (),
+        correction: Tensors = NOTHING,
+        offset: Tensors = NOTHING,
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """One round; arguments as of `OnnxTrainer.fit`, `epochs` being those through the body.
+
+        Returns:
+            The trained tensors, and {"loss": mean over the steps through the body, "kept": samples
+            that were trained on}.
+
+        Raises:
+            DataError, TrainingError: as `OnnxTrainer.fit`; a correction or an offset is refused.
+            Whatever the body raises.
+        """
+        manifest = self.bundle.manifest
+        check_data(manifest, data)
+        if correction or offset:
+            raise TrainingError("a split network is trained without corrections and offsets")
+        kept = chosen(self.scores(tensors, data), self._spec.keep, self._spec.drop)
+        rng = np.random.default_rng(seed)
+        held = _owned("trainable/", tensors) | _owned(
+            "state/", initial_state(manifest, tensors, correction)
+        )
+        held |= _owned("", {"learning_rate": np.array(learning_rate, np.float32)})
+        fixed = {f"trainable/{name}" for name in frozen}
+        batch_size = manifest.training.batch_size
+        if self._spec.local_epochs:
+            order, weights = batch_plan(len(kept), batch_size, self._spec.local_epochs, rng)
+            for rows, weight in zip(kept[order], weights, strict=True):
+                self._local_step(held, fixed, self._batch(data, rows, weight))
+        order, weights = batch_plan(len(kept), batch_size, epochs, rng, most_steps=most_steps)
+        losses = [
+            self._split_step(held, fixed, self._batch(data, rows, weight), data, rows)
+            for rows, weight in zip(kept[order], weights, strict=True)
+        ]
+        trained = {name: np.array(held[f"trainable/{name}"].numpy()) for name in tensors}
+        loss = mean_loss(np.asarray(losses, np.float32), weights)
+        return trained, {"loss": loss, "kept": float(len(kept))}
+
+    def scores(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> np.ndarray:
+        """EL2N of every sample, float32 [samples], from 0 to sqrt(2); the body is not asked."""
+        samples = check_data(self.bundle.manifest, data)
+        held = _owned("trainable/", tensors)
+        found = []
+        for rows in _stretches(samples):
+            feeds = held | _owned("", batch_of(data, self._names, rows))
+            found.append(self._graph("scores").run(feeds)["scores"].numpy())
+        return np.concatenate(found)
+
+    def evaluate(
+        self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING
+    ) -> dict[str, float]:
+        """As `OnnxTrainer.evaluate`, through the body; an offset is refused."""
+        if offset:
+            raise TrainingError("a split network is evaluated without an offset")
+        samples = check_data(self.bundle.manifest, data)
+        held = _owned("trainable/", tensors)
+        losses, correct = [], []
+        for rows in _stretches(samples):
+            batch = batch_of(data, self._names, rows)
+            feeds = held | _owned("", batch)
+            hidden = self._graph("head").run(feeds)["hidden"].numpy()
+            came = self._through(hidden, data, rows, keep=False)
+            found = self._graph("test").run(feeds | _owned("", came))
+            losses.append(found["loss"].numpy())
+            correct.append(found["correct"].numpy())
+        return {
+            "loss": rounded(float(np.concatenate(losses).mean())),
+            "accuracy": rounded(float(np.concatenate(correct).mean())),
+        }
+
+    def _local_step(
+        self, held: dict[str, OrtValue], fixed: set[str], batch: dict[str, OrtValue]
+    ) -> None:
+        _take(held, fixed, self._graph("local").run(held | batch))
+
+    def _split_step(
+        self,
+        held: dict[str, OrtValue],
+        fixed: set[str],
+        batch: dict[str, OrtValue],
+        data: Mapping[str, np.ndarray],
+        rows: np.ndarray,
+    ) -> float:
+        feeds = held | batch
+        hidden = self._graph("head").run(feeds)["hidden"].numpy()
+        came = self._through(hidden, data, rows, keep=True)
+        tail = self._graph("tail").run(feeds | _owned("", came))
+        entered = self._body.backward(tail["gradient"].numpy())
+        prompt = self._graph("prompt").run(feeds | _owned("", {"gradient": entered}))
+        _take(held, fixed, tail | prompt)
+        return float(tail["loss"].numpy())
+
+    def _through(
+        self, hidden: np.ndarray, data: Mapping[str, np.ndarray], rows: np.ndarray, *, keep: bool
+    ) -> dict[str, np.ndarray]:
+        """What comes back of the body, by the tail's ports."""
+        if not self._spec.masked:
+            return {"hidden": self._body.forward(hidden, None, keep=keep)}
+        mask = widened(data[_MASK][rows], self._spec.entering_tokens)
+        return {
+            "hidden": self._body.forward(hidden, mask, keep=keep),
+            f"mask/{_MASK}": mask,
+        }
+
+    def _batch(
+        self, data: Mapping[str, np.ndarray], rows: np.ndarray, weight: np.ndarray
+    ) -> dict[str, OrtValue]:
+        return _owned("", {**batch_of(data, self._names, rows), "weight": weight})
+
+    def _graph(self, role: str) -> _Graph:
+        if role not in self._graphs:
+            self._graphs[role] = _Graph(open_session(self.bundle.path(role), self._threads))
+        return self._graphs[role]
+
+    @cached_property
+    def _graphs(self) -> dict[str, _Graph]:
+        return {}
+
+
+class _Graph:
+    """A session that takes of what it is given the ports that it has."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs = {port.name for port in session.get_inputs()}
+        self._outputs = [port.name for port in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
+        own = {name: value for name, value in feeds.items() if name in self._inputs}
+        found = self._session.run_with_ort_values(self._outputs, own)
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def chosen(scores: np.ndarray, keep: float, drop: float) -> np.ndarray:
+    """The samples to train on, by their scores: positions, ascending, int64.
+
+    The floor(drop * n) highest are left out, then the ceil(keep * rest) highest are kept; of equal
+    scores the earlier sample counts as higher.
+    """
+    order = np.argsort(-scores, kind="stable")
+    rest = order[math.floor(drop * len(order)) :]
+    return np.sort(rest[: math.ceil(keep * len(rest))])
+
+
+def widened(mask: np.ndarray, tokens: int) -> np.ndarray:
+    """[B, 1, 1, T] with zeros after its first column, up to `tokens` columns: prompts are seen."""
+    seen = np.zeros((*mask.shape[:-1], tokens - mask.shape[-1]), mask.dtype)
+    return np.concatenate((mask[..., :1], seen, mask[..., 1:]), axis=-1)
+
+
+def _take(held: dict[str, OrtValue], fixed: set[str], answers: Mapping[str, OrtValue]) -> None:
+    """Puts what a step gave back in the place of what it was given."""
+    for port, value in answers.items():
+        name = port.removeprefix("new/")
+        if name != port and name not in fixed:
+            held[name] = value
+
+
+def _owned(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, OrtValue]:
+    from onnxruntime import OrtValue
+
+    return {
+        prefix + name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        for name, value in arrays.items()
+    }
+
+
+def _stretches(samples: int) -> Sequence[np.ndarray]:
+    return [
+        np.arange(start, min(start + EVALUATION_ROWS, samples))
+        for start in range(0, samples, EVALUATION_ROWS)
+    ]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device's side through a body in the same process, by way of the messages of a stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client_sdk.split_body import RemoteBody
+from coordinator.onnx_body import OnnxBody
+from coordinator.split_session import Session, Task, largest_message, run_tasks
+from edge_runtime.batches import batch_plan
+from edge_runtime.errors import TrainingError
+from edge_runtime.split_trainer import SplitTrainer, chosen
+from tuning.split_body import TorchBody
+
+Make = Callable[..., Any]
+ENGINES = ("torch", "onnx")
+ROWS = 64
+
+
+def body_of(made: Any, engine: str) -> RemoteBody:
+    """The body in this process, through the same bytes as over a stream."""
+    spec = made.bundle.manifest.split
+    kind = TorchBody(made.tuned) if engine == "torch" else OnnxBody(made.split.server, threads=1)
+    session = Session(spec, most_rows=ROWS)
+
+    def exchange(blob: bytes) -> bytes:
+        task = session.read(blob)
+        assert isinstance(task, Task)
+        ((states, kept),) = run_tasks(kind, [task])
+        return session.answer(task, states, kept)
+
+    return RemoteBody(spec, exchange, max_bytes=largest_message(spec, ROWS))
+
+
+def fitted(made: Any, engine: str, samples: int = 10, **options: Any) -> Any:
+    trainer = SplitTrainer(made.bundle, body_of(made, engine), threads=1)
+    given = {"learning_rate": 0.05, "epochs": 2, "seed": 3, **options}
+    return trainer.fit(made.start(size=0.1), made.data(samples), **given)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("cut", "kind", "optimizer"), [
+    ("1+0", "image", "sgd"),
+    ("faithful-minimal", "image", "adamw"),
+    ("1+0", "text", "adamw"),
+], ids=str)  # fmt: skip
+def test_training_through_the_body_is_training_of_the_whole_network(
+    make_split: Make, train_plainly: Callable[..., Any], cut: str, kind: str, optimizer: str,
+    engine: str,
+) -> None:  # fmt: skip
+    made = make_split(cut, kind=kind, optimizer=optimizer)
+    rate = 0.05 if optimizer == "sgd" else 0.01
+    found, metrics = fitted(made, engine, learning_rate=rate)
+    data = made.data(10)
+    order, weights = batch_plan(10, 4, 2, np.random.default_rng(3))
+    batches = [rows[weight > 0] for rows, weight in zip(order, weights, strict=True)]
+    expected, losses = train_plainly(made.recipe, made.start(size=0.1), data, batches, rate)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5, err_msg=name)
+    sizes = [len(rows) for rows in batches]
+    mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+    assert metrics == {"loss": pytest.approx(mean, abs=1e-5), "kept": 10.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_evaluation_is_that_of_the_whole_network(
+    make_split: Make, logits_of: Callable[..., np.ndarray], engine: str
+) -> None:
+    made = make_split("1+0", kind="text", optimizer="adamw")
+    data, start = made.data(70), made.start(size=0.1)
+    trainer = SplitTrainer(made.bundle, body_of(made, engine), threads=1)
+    found = trainer.evaluate(start, data)
+    logits = logits_of(made.recipe, start, data)
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == data["labels"]).mean()))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    entropies = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(70), data["labels"]]
+    assert found["loss"] == pytest.approx(float(entropies.mean()), abs=1e-5)
+
+
+def test_phases_leave_out_samples_and_train_without_the_body(make_split: Make) -> None:
+    plain = make_split("1+0")
+    halved = make_split("1+0", keep=0.5)
+    warmed = make_split("1+0", keep=0.5, local_epochs=2)
+    calls = {}
+    results = {}
+    for name, made in (("plain", plain), ("halved", halved), ("warmed", warmed)):
+        body = body_of(made, "onnx")
+        trainer = SplitTrainer(made.bundle, body, threads=1)
+        results[name] = trainer.fit(
+            made.start(size=0.1), made.data(12), learning_rate=0.05, epochs=1, seed=3
+        )
+        calls[name] = body.sent_bytes
+    assert [results[name][1]["kept"] for name in results] == [12.0, 6.0, 6.0]
+    # 12 samples are three batches of four, 6 are two; local passes send nothing.
+    assert calls["halved"] == pytest.approx(calls["plain"] * 2 / 3, rel=1e-3)
+    assert calls["warmed"] == calls["halved"]
+    prompt = "vit.embeddings.prompt"
+    assert not np.array_equal(results["warmed"][0][prompt], results["halved"][0][prompt])
+
+
+def test_the_kept_are_those_with_the_highest_scores(make_split: Make) -> None:
+    made = make_split("1+0")
+    trainer = SplitTrainer(made.bundle, body_of(made, "onnx"), threads=1)
+    scores = trainer.scores(made.start(size=0.1), made.data(20))
+    assert scores.shape == (20,) and scores.dtype == np.float32
+    assert scores.min() >= 0 and scores.max() <= math.sqrt(2) + 1e-6
+    assert scores.std() > 0.01
+    rows = chosen(scores, 0.25, 0.1)
+    order = sorted(range(20), key=lambda row: -scores[row])
+    assert rows.tolist() == sorted(order[2:7])  # two left out, a quarter of eighteen kept
+
+
+@given(
+    scores=st.lists(st.floats(0, 1.5, width=32), min_size=1, max_size=30),
+    keep=st.floats(0.01, 1.0),
+    drop=st.floats(0.0, 0.99),
+)
+def test_at_least_one_sample_is_kept(scores: list[float], keep: float, drop: float) -> None:
+    rows = chosen(np.array(scores, np.float32), keep, drop)
+    rest = len(scores) - math.floor(drop * len(scores))
+    assert len(rows) == math.ceil(keep * rest) >= 1
+    assert len(set(rows.tolist())) == len(rows)
+
+
+def test_frozen_tensors_stay(make_split: Make) -> None:
+    made = make_split("1+0")
+    held = ("vit.embeddings.prompt", "classifier.bias")
+    found, _ = fitted(made, "onnx", frozen=held)
+    start = made.start(size=0.1)
+    for name, value in start.items():
+        assert np.array_equal(found[name], value) is (name in held), name
+
+
+def test_what_a_split_network_has_no_place_for_is_refused(
+    make_split: Make, make_bundle: Make
+) -> None:
+    made = make_split("1+0")
+    with pytest.raises(TrainingError, match="without corrections and offsets"):
+        fitted(made, "onnx", offset={"vit.layernorm.weight": np.zeros(16, np.float32)})
+    with pytest.raises(TrainingError, match="expected one of a split network"):
+        SplitTrainer(make_bundle("lora").bundle, body_of(made, "onnx"))
+
+
+@pytest.mark.parametrize("form", ["float16", "int8"])
+def test_smaller_forms_train_nearly_alike(make_split: Make, form: str) -> None:
+    whole, small = make_split("1+0"), make_split("1+0", form=form)
+    one, other = fitted(whole, "onnx")[0], fitted(small, "onnx")[0]
+    for name, value in one.items():
+        moved = np.abs(value - whole.start(size=0.1)[name]).max()
+        assert 0 < np.abs(other[name] - value).max() < 0.1 * moved, name
+
+
+def test_no_weight_of_the_body_is_on_the_device(make_split: Make) -> None:
+    from safetensors.numpy import load_file
+
+    made = make_split("1+0")
+    device = set(load_file(made.bundle.folder / "backbone.safetensors"))
+    device |= set(load_file(made.bundle.folder / "initial.safetensors"))
+    body = set(load_file(made.split.server / "backbone.safetensors"))
+    assert body and all(name.startswith("vit.layers.1.") for name in body)
+    assert not any(name.startswith("vit.layers.1.") for name in device)
