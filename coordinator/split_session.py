@@ -53,6 +53,8 @@ class Session:
     def __init__(self, spec: SplitSpec, *, most_rows: int) -> None:
         self.spec = spec
         self.answered = 0
+        self.sound = True
+        """False once the engine failed on it: it cannot go on."""
         self._most_rows = most_rows
         self._last = b""
         self._kept: Any = None

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Over real sockets on this machine, with an engine of two lines in the place of a network."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from client_sdk.errors import SplitError
+from client_sdk.split_body import RemoteBody
+from client_sdk.split_stream import SplitStream
+from coordinator.split_server import Limits, SplitServer
+from coordinator.split_session import largest_message
+from protocol.split import SplitSpec
+from protocol.stream import METHOD, Close, Open, States, pack_message, unpack_message
+
+SPEC = SplitSpec(entering_tokens=3, leaving_tokens=3, width=4)
+MASKED = SplitSpec(entering_tokens=3, leaving_tokens=1, width=4, masked=True)
+LIMITS = Limits(rows=8, open_s=2.0, message_s=5.0)
+MOST = largest_message(SPEC, 8)
+
+
+class Doubling:
+    """out = 2 * in, of the first token where there is a mask; counts its passes."""
+
+    def __init__(self, *, seconds: float = 0.0) -> None:
+        self.passes: list[tuple[str, int]] = []
+        self.seconds = seconds
+
+    def forward(
+        self, entering: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None, *, keep: bool
+    ) -> list[tuple[np.ndarray, Any]]:
+        self.passes.append(("forward", len(entering)))
+        time.sleep(self.seconds)
+        if masks is not None:
+            return [
+                (2 * states[:, :1] + mask.sum(axis=(1, 2, 3)).reshape(-1, 1, 1), len(states))
+                for states, mask in zip(entering, masks, strict=True)
+            ]
+        return [(2 * states, len(states) if keep else None) for states in entering]
+
+    def backward(self, returning: Sequence[tuple[Any, np.ndarray]]) -> list[np.ndarray]:
+        self.passes.append(("backward", len(returning)))
+        if any(gradient.max() > 1e6 for _, gradient in returning):
+            raise RuntimeError("the engine broke")
+        return [2 * gradient for kept, gradient in returning if kept == len(gradient)]
+
+
+def opened(client: str = "ada", *, round: int = 1, nonce: str = "ab" * 8) -> Open:
+    return Open(job="c" * 64, round=round, client=client, nonce=nonce)
+
+
+@contextmanager
+def serving(
+    engine: Any = None, *, spec: SplitSpec = SPEC, limits: Limits = LIMITS, admit: Any = None,
+    credentials: Any = None, address: str = "127.0.0.1:0",
+) -> Iterator[str]:  # fmt: skip
+    """A server on a thread of its own; gives its address."""
+    up, down = threading.Event(), threading.Event()
+    found: list[int] = []
+
+    async def serve() -> None:
+        server = SplitServer(
+            engine or Doubling(), spec, admit or (lambda asked: ""), limits,
+            address=address, credentials=credentials,
+        )  # fmt: skip
+        async with server:
+            found.append(server.port)
+            up.set()
+            await asyncio.to_thread(down.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert up.wait(10)
+        yield f"127.0.0.1:{found[0]}"
+    finally:
+        down.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def stream(address: str, asked: Open | None = None, **options: Any) -> SplitStream:
+    given = {"max_bytes": MOST, "pause_s": 0.05, "timeout_s": 5.0, **options}
+    return SplitStream(address, asked or opened(), **given)
+
+
+def body(exchange: Any, spec: SplitSpec = SPEC) -> RemoteBody:
+    return RemoteBody(spec, exchange, max_bytes=largest_message(spec, 8))
+
+
+def states(value: float = 1.0, rows: int = 2) -> np.ndarray:
+    return np.full((rows, 3, 4), value, np.float32)
+
+
+def test_states_go_there_and_gradients_come_back() -> None:
+    with serving() as address, stream(address) as exchange:
+        remote = body(exchange)
+        for number in range(1, 4):
+            assert np.array_equal(
+                remote.forward(states(number), None, keep=True), states(2 * number)
+            )
+            assert np.array_equal(remote.backward(states(-number)), states(-2 * number))
+        assert np.array_equal(remote.forward(states(9, rows=8), None, keep=False), states(18, 8))
+
+
+def test_masks_go_with_states_and_the_answer_may_be_one_token() -> None:
+    with serving(spec=MASKED) as address, stream(address) as exchange:
+        mask = np.array([0, 0, -10_000], np.float32).reshape(1, 1, 1, 3).repeat(2, axis=0)
+        left = body(exchange, MASKED).forward(states(), mask, keep=True)
+        assert np.array_equal(left, np.full((2, 1, 4), 2 - 10_000, np.float32))
+
+
+def test_the_bytes_of_a_session_are_counted() -> None:
+    sizes: list[int] = []
+    with serving() as address, stream(address) as exchange:
+
+        def counted(blob: bytes) -> bytes:
+            answer = exchange(blob)
+            sizes.append(len(blob) + len(answer))
+            return answer
+
+        remote = body(counted)
+        remote.forward(states(), None, keep=True)
+        remote.backward(states())
+        assert remote.sent_bytes + remote.received_bytes == sum(sizes)
+        assert remote.sent_bytes > 2 * states().nbytes
+
+
+def raw_call(address: str) -> tuple[grpc.Channel, Any, Any]:
+    """A stream without `SplitStream`, to say on it what a device would not."""
+    import queue
+
+    channel = grpc.insecure_channel(address)
+    outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    call = channel.stream_stream(METHOD)(iter(outgoing.get, None))
+    return channel, call, outgoing.put
+
+
+def answers(address: str, *blobs: bytes) -> list[Any]:
+    """What is said to these messages, message by message, until the stream ends."""
+    channel, call, say = raw_call(address)
+    found = []
+    with channel:
+        for blob in blobs:
+            say(blob)
+            came = next(call, None)
+            if came is None:
+                break
+            found.append(unpack_message(came, max_bytes=MOST)[0])
+        say(None)
+    return found
+
+
+OPEN = pack_message(opened())
+FORWARD = pack_message(States(kind="forward", number=1, rows=2), states().tobytes())
+
+
+@pytest.mark.parametrize(("blobs", "words"), [
+    ((b"GET / HTTP/1.1",), "expected open: container"),
+    ((FORWARD,), "expected open, found forward"),
+    ((pack_message(Close()),), "expected open, found close"),
+    ((b"x" * 5000,), "expected at most 4096 bytes"),
+    ((OPEN, OPEN), "expected forward or backward, found open"),
+    ((OPEN, b"x" * 50), "container: expected it to start"),
+    ((OPEN, FORWARD[:-9] + b"123456789"), "the checksum differs"),
+    ((OPEN, pack_message(States(kind="forward", number=2, rows=2))), "number: expected 1"),
+    ((OPEN, pack_message(States(kind="forward", number=1, rows=9))), "rows: expected at most 8"),
+    ((OPEN, pack_message(States(kind="backward", number=1, rows=2))), "a forward that keeps"),
+    ((OPEN, pack_message(States(kind="left", number=1, rows=2))), "or backward, found left"),
+    ((OPEN, pack_message(States(kind="forward", number=1, rows=2), b"1234")), "expected 96 bytes"),
+    (
+        (OPEN, pack_message(States(kind="forward", number=1, rows=2), states(np.nan).tobytes())),
+        "expected finite values",
+    ),
+    (
+        (OPEN, FORWARD, pack_message(States(kind="backward", number=2, rows=1), b"")),
+        "rows: expected 2 as of the forward before, found 1",
+    ),
+], ids=lambda value: value[:30] if isinstance(value, str) else "")  # fmt: skip
+def test_what_cannot_be_said_now_is_refused_with_the_reason(
+    blobs: tuple[bytes, ...], words: str
+) -> None:
+    with serving() as address:
+        found = answers(address, *blobs)
+        assert found[-1].kind == "refused"
+        assert words in found[-1].reason
+        # The server goes on: the next device is served.
+        with stream(address, opened("bob")) as exchange:
+            assert np.array_equal(body(exchange).forward(states(), None, keep=True), states(2))
+
+
+def test_sessions_that_nobody_expects_are_refused() -> None:
+    def admit(asked: Open) -> str:
+        return "" if asked.nonce == "cd" * 8 else "the plan of this round has another nonce"
+
+    with serving(admit=admit) as address:
+        with stream(address) as exchange, pytest.raises(SplitError, match="has another nonce"):
+            exchange(FORWARD)
+        with stream(address, opened(nonce="cd" * 8)) as exchange:
+            body(exchange).forward(states(), None, keep=True)
+
+
+def test_a_session_goes_on_after_its_connection_broke() -> None:
+    engine = Doubling()
+    with serving(engine) as address:
+        channel, call, say = raw_call(address)
+        say(OPEN)
+        say(FORWARD)
+        assert unpack_message(next(call), max_bytes=MOST)[0].answered == 0
+        left = next(call)
+        channel.close()  # with an answer that the device, let us say, never saw
+        (ready, again, more) = answers(
+            address, OPEN, FORWARD,
+            pack_message(States(kind="backward", number=2, rows=2), states().tobytes()),
+        )  # fmt: skip
+        assert ready.answered == 1
+        assert again == unpack_message(left, max_bytes=MOST)[0]
+        assert more.kind == "entered"
+    assert engine.passes == [("forward", 1), ("backward", 1)], "nothing was computed twice"
+
+
+def test_an_answer_that_was_on_its_way_is_there_when_the_device_comes_back() -> None:
+    engine = Doubling(seconds=0.3)
+    with serving(engine) as address:
+        channel, call, say = raw_call(address)
+        say(OPEN)
+        next(call)
+        say(FORWARD)
+        time.sleep(0.1)
+        channel.close()  # while the body works
+        found = answers(address, OPEN, FORWARD)
+        assert [message.kind for message in found] == ["ready", "left"]
+    assert engine.passes == [("forward", 1)]
+
+
+def test_devices_come_back_to_a_server_that_was_away() -> None:
+    with serving() as address, stream(address, attempts=8) as exchange:
+        body(exchange).forward(states(), None, keep=True)
+    with ExitStack() as stack:
+        late = threading.Timer(0.4, lambda: stack.enter_context(serving(address=address)))
+        late.start()
+        with stream(address, attempts=8) as exchange:
+            assert np.array_equal(body(exchange).forward(states(), None, keep=True), states(2))
+        late.join()
+
+
+def test_a_server_that_is_not_there_is_an_error_after_some_attempts() -> None:
+    with serving() as address:
+        pass
+    unreachable = pytest.raises(SplitError, match=f"{address} could not be reached: UNAVAILABLE")
+    with stream(address, attempts=2) as exchange, unreachable:
+        exchange(FORWARD)
+
+
+def test_another_nonce_is_another_session() -> None:
+    with serving() as address:
+        answers(address, OPEN, FORWARD)
+        (ready,) = answers(address, pack_message(opened(nonce="cd" * 8)))
+        assert ready.answered == 0
+        (ready,) = answers(address, pack_message(opened(nonce="cd" * 8, round=2)))
+        assert ready.answered == 0
+
+
+def test_a_closed_session_is_forgotten() -> None:
+    with serving() as address:
+        with stream(address) as exchange:
+            body(exchange).forward(states(), None, keep=True)
+        (ready,) = answers(address, OPEN)
+        assert ready.answered == 0
+
+
+def test_a_message_that_breaks_the_engine_ends_its_own_session_alone() -> None:
+    with (
+        serving() as address,
+        stream(address, opened("eve")) as bad,
+        stream(address, opened("bob")) as good,
+    ):
+        mine, other = body(bad), body(good)
+        mine.forward(states(), None, keep=True)
+        other.forward(states(), None, keep=True)
+        with pytest.raises(SplitError, match="backward 2: the engine broke"):
+            mine.backward(states(1e7))
+        assert np.array_equal(other.backward(states(3)), states(6))
+
+
+def test_streams_that_say_nothing_are_ended() -> None:
+    with serving(limits=Limits(rows=8, open_s=0.2, message_s=0.2)) as address:
+        channel, call, say = raw_call(address)
+        with channel:
+            message, _ = unpack_message(next(call), max_bytes=MOST)
+            assert message.reason == "expected open within 0.2 s"
+        channel, call, say = raw_call(address)
+        with channel:
+            say(OPEN)
+            assert unpack_message(next(call), max_bytes=MOST)[0].kind == "ready"
+            assert next(call, None) is None, "no message came in time"
+
+
+def test_no_more_streams_than_allowed() -> None:
+    with serving(limits=Limits(rows=8, sessions=1)) as address:
+        channel, call, say = raw_call(address)
+        with channel:
+            say(OPEN)
+            next(call)
+            (message,) = answers(address, pack_message(opened("bob")))
+            assert message.again and "at most 1 streams" in message.reason
+
+
+def test_messages_of_several_devices_go_through_in_one_pass() -> None:
+    engine = Doubling(seconds=0.05)
+    limits = Limits(rows=8, rows_together=8, linger_s=0.2)
+    with serving(engine, limits=limits) as address, ThreadPoolExecutor(4) as pool:
+        started = threading.Barrier(4)
+
+        def work(number: int) -> bool:
+            with stream(address, opened(f"client-{number}")) as exchange:
+                remote = body(exchange)
+                remote.forward(states(), None, keep=True)  # all are there from now on
+                started.wait(10)
+                left = remote.forward(states(number), None, keep=True)
+                entered = remote.backward(states(-number))
+                return bool((left == 2 * number).all() and (entered == -2 * number).all())
+
+        assert all(pool.map(work, range(1, 5)))
+    assert sum(count for _, count in engine.passes) == 12
+    assert ("forward", 4) in engine.passes, "four devices of two rows each fit into one pass"
+    assert max(count for _, count in engine.passes) == 4
+
+
+def certificates(*names: str) -> tuple[bytes, dict[str, tuple[bytes, bytes]]]:
+    """A throw-away authority, and (key, certificate) of each name."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(name: str, key: Any, issuer: str, signer: Any, *, authority: bool) -> Any:
+        def named(text: str) -> x509.Name:
+            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+        return (
+            x509.CertificateBuilder()
+            .subject_name(named(name))
+            .issuer_name(named(issuer))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+
+    def pem(key: Any) -> bytes:
+        return key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
+    root = ec.generate_private_key(ec.SECP256R1())
+    top = certificate("authority", root, "authority", root, authority=True)
+    made = {}
+    for name in names:
+        key = ec.generate_private_key(ec.SECP256R1())
+        of_name = certificate(name, key, "authority", root, authority=False)
+        made[name] = (pem(key), of_name.public_bytes(serialization.Encoding.PEM))
+    return top.public_bytes(serialization.Encoding.PEM), made
+
+
+def test_the_certificate_says_who_a_device_is() -> None:
+    authority, made = certificates("server", "ada", "bob")
+    other, strangers = certificates("ada")
+    secure = grpc.ssl_server_credentials(
+        [made["server"]], root_certificates=authority, require_client_auth=True
+    )
+
+    def credentials(root: bytes, pair: tuple[bytes, bytes] | None) -> Any:
+        key, certificate = pair or (None, None)
+        return grpc.ssl_channel_credentials(root, key, certificate)
+
+    with serving(credentials=secure) as address:
+
+        def exchanged(who: Any, asked: Open) -> np.ndarray:
+            with stream(
+                address, asked, credentials=who, server_name="server", attempts=1
+            ) as exchange:
+                return body(exchange).forward(states(), None, keep=True)
+
+        ada = credentials(authority, made["ada"])
+        assert np.array_equal(exchanged(ada, opened("ada")), states(2))
+        with pytest.raises(SplitError, match="the certificate is of ada, not bob"):
+            exchanged(ada, opened("bob"))
+        with pytest.raises(SplitError, match="could not be reached"):
+            exchanged(credentials(authority, None), opened("ada"))
+        with pytest.raises(SplitError, match="could not be reached"):
+            exchanged(credentials(authority, strangers["ada"]), opened("ada"))
+        with pytest.raises(SplitError, match="could not be reached"):
+            exchanged(credentials(other, made["ada"]), opened("ada"))
