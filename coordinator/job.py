@@ -70,6 +70,11 @@ class Job:
         if faults := _combination_faults(self):
             raise JobError(faults)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether a server holds the body of the network that is trained."""
+        return self.method.name == "sfprompt"
+
     def hash(self) -> str:
         """SHA-256 (hex) of all that decides the result: not the name, not `[simulation]`."""
         content = _as_tables(self)
@@ -302,6 +307,12 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("personal.report", job.personal.report, words)
     if job.training.scaffold:
         faults.extend(_scaffold_faults(job))
+    if job.is_split and job.simulation.backend != "sequential":
+        words = 'expected "sequential": clients of a split network take turns with its server'
+        fault("simulation.backend", job.simulation.backend, words)
+    if job.is_split and job.training.scaffold:
+        words = "expected false: a step of a split network is not corrected"
+        fault("training.scaffold", job.training.scaffold, words)
     least = fewest_updates(merger)
     if per_round < least:
         words = f"expected a rule for the {per_round} clients of a round, this one needs {least}"

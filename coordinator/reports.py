@@ -21,7 +21,8 @@ class RoundReport:
     train_loss: float | None
     """Mean of what clients told, weighted by samples; None when none did."""
     uplink_bytes: int
-    """Updates as they came, headers included; those that were rejected too."""
+    """Updates as they came, headers included; those that were rejected too; and what split
+    sessions took."""
     downlink_bytes: int
     evaluation_bytes: int
     """Both ways, for tests on the clients' held-out samples; not part of the other two."""
@@ -43,6 +44,9 @@ class RoundReport:
     """Of a mixture of both."""
     selected: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """How often each client's samples selected each element of a pool, where clients tell it."""
+    stream_up_bytes: int = 0
+    """Of `uplink_bytes`, what went up in split sessions."""
+    stream_down_bytes: int = 0
     note: str
     """What else the operator should know; empty for a usual round."""
 

@@ -64,6 +64,7 @@ def run_rounds(
     evaluate: Evaluate,
     *,
     choose_by: Callable[[Tensors], float] | None = None,
+    streamed: Callable[[], tuple[int, int]] = lambda: (0, 0),
     pairs: tuple[FactorPair, ...] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -72,6 +73,7 @@ def run_rounds(
     `on_round` is called after each round is committed. What it raises ends the run, which may be
     continued later with the same journal, and then gives the same tensors bit for bit. `choose_by`
     gives the accuracy of tensors on samples that are there for merging and not tested on.
+    `streamed` gives the bytes that went up and down in split sessions since it was last asked.
 
     Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`.
     """
@@ -119,6 +121,7 @@ def run_rounds(
         fit, merged = _fit(run, number, clients, roles, sent, current, memory.merger)
         memory = replace(memory, downlink=sent.seen if sent.keep else {})
         fit_seconds = clock() - started
+        stream_up, stream_down = streamed()
         tensors, memory, notes = _merge(
             run, optimizer, fit, merged, tensors, memory, share=len(fit.updates) / len(known)
         )
@@ -145,9 +148,11 @@ def run_rounds(
             accuracy=finite(tested.get("accuracy")),
             loss=finite(tested.get("loss")),
             train_loss=fit.mean_loss(),
-            uplink_bytes=fit.uplink_bytes,
-            downlink_bytes=fit.downlink_bytes,
-            evaluation_bytes=clients_tested.uplink_bytes + clients_tested.downlink_bytes,
+            uplink_bytes=fit.uplink_bytes + stream_up,
+            downlink_bytes=fit.downlink_bytes + stream_down,
+            evaluation_bytes=clients_tested.uplink_bytes
+            + clients_tested.downlink_bytes
+            + sum(streamed()),
             clients=len(clients),
             updates=len(fit.updates),
             samples=sum(update.samples for update in fit.updates),
@@ -158,6 +163,8 @@ def run_rounds(
             per_client_local=clients_tested.local_accuracy,
             per_client_mixed=clients_tested.mixed_accuracy,
             selected=fit.selected,
+            stream_up_bytes=stream_up,
+            stream_down_bytes=stream_down,
             note="; ".join(notes),
         )
         journal.commit_round(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from coordinator.bundles import recipe_of, sign_bundle, write_bundle
+from coordinator.bundles import recipe_of, sign_bundle, split_spec, write_bundle
 from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
@@ -35,6 +35,7 @@ from simulations.reports.report import write_report
 from simulations.setup import Setup, load_job_data, passes_per_round, set_up
 from tuning.compiler import compile_recipe
 from tuning.export import export_result
+from tuning.split_compiler import compile_split
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -59,7 +60,13 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
     setup = set_up(job, progress)
     key = new_key()
     folder = write_bundle(
-        job, setup.recipe, setup.compiled, setup.dataset.class_names, key, out / "bundle"
+        job,
+        setup.recipe,
+        setup.compiled,
+        setup.dataset.class_names,
+        key,
+        out / "bundle",
+        split=split_spec(job, setup.split) if setup.split else None,
     )
     bundle = open_bundle(folder, public_key=public_key_hex(key))
     (out / JOB_FILE).write_text(dump_job(job), encoding="utf-8")
@@ -88,8 +95,11 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
     """
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
-    compiled = compile_recipe(recipe)
-    return write_bundle(job, recipe, compiled, dataset.class_names, key or new_key(), out)
+    split = compile_split(recipe) if job.is_split else None
+    compiled = split.device if split else compile_recipe(recipe)
+    spec = split_spec(job, split) if split else None
+    names = dataset.class_names
+    return write_bundle(job, recipe, compiled, names, key or new_key(), out, split=spec)
 
 
 def _check_folder(job: Job, out: Path) -> None:
@@ -129,6 +139,8 @@ def _summary(
         "loss": tested[-1].loss if tested else None,
         "uplink_bytes": sum(report.uplink_bytes for report in reports),
         "downlink_bytes": sum(report.downlink_bytes for report in reports),
+        "stream_up_bytes": sum(report.stream_up_bytes for report in reports),
+        "stream_down_bytes": sum(report.stream_down_bytes for report in reports),
         "evaluation_bytes": sum(report.evaluation_bytes for report in reports),
         "trainable_parameters": compiled.trainable.size,
         "total_parameters": compiled.total_parameters,

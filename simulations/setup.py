@@ -16,6 +16,7 @@ from simulations.progress import ProgressListener
 from tuning.backbones import backbone_folder, backbone_kind
 from tuning.compiler import Compiled, compile_recipe
 from tuning.recipe import Recipe
+from tuning.split_compiler import SplitCompiled, compile_split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class Setup:
     federation: Federation
     recipe: Recipe
     compiled: Compiled
+    split: SplitCompiled | None = None
+    """Both sides of a network that is trained split; `compiled` is then the device's."""
 
 
 def load_job_data(job: Job) -> Dataset:
@@ -75,8 +78,16 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     )
     recipe = recipe_of(job, len(dataset.class_names))
     progress.stage("compiling the training step")
-    compiled = compile_recipe(recipe)
-    return Setup(job=job, dataset=dataset, federation=federation, recipe=recipe, compiled=compiled)
+    split = compile_split(recipe) if job.is_split else None
+    compiled = split.device if split else compile_recipe(recipe)
+    return Setup(
+        job=job,
+        dataset=dataset,
+        federation=federation,
+        recipe=recipe,
+        compiled=compiled,
+        split=split,
+    )
 
 
 def passes_per_round(setup: Setup) -> float:

@@ -31,7 +31,8 @@ def export_result(
     """Save trained tensors as an adapter, and fold them into the bundle's `predict.onnx`.
 
     `adapter/` holds adapter_config.json and adapter_model.safetensors as peft writes them, where
-    peft has the method; elsewhere the same files with the names of this library. Where frozen
+    peft has the method; elsewhere the same files with the names of this library. A bundle without
+    `predict.onnx`, of a split network, stays as it is. Where frozen
     weights have moved, `offset` by their names, base_offset.safetensors says how far: the adapter
     is of the moved backbone. Both files are stamped with what they belong to. The bundle must be
     signed again afterwards.
@@ -40,7 +41,8 @@ def export_result(
 
     backbone, tuned = recipe.build()
     manifest = Manifest.from_json(read_small(bundle / MANIFEST_NAME, MAX_MANIFEST_BYTES))
-    save_predict_weights(tuned, tensors, bundle, offset=offset)
+    if "predict" in manifest.graphs:
+        save_predict_weights(tuned, tensors, bundle, offset=offset)
     adapter.mkdir(parents=True, exist_ok=True)
     prefix = ""
     if tuned.peft_config is not None:

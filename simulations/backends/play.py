@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from client_sdk.memory import FolderMemory
 from client_sdk.updates import sample_count
@@ -22,6 +23,7 @@ from simulations.backends.cohort import CohortClients, CohortLoop
 from simulations.backends.cohort_size import cohort_size
 from simulations.backends.prepared import MEMORY_FOLDER, PreparedClient, prepare
 from simulations.backends.sequential import SequentialClients
+from simulations.backends.split import LocalBodies
 from simulations.grid import InProcessGrid, Serve
 from simulations.setup import Setup
 from tuning.compiler import cohort_graph
@@ -52,7 +54,8 @@ def play(
 
     `wrap` may change what clients answer; clients on Ray are beyond its reach.
     """
-    trainer = OnnxTrainer(bundle)
+    bodies = LocalBodies(setup) if setup.split else None
+    trainer: Any = bodies.tester(bundle) if bodies else OnnxTrainer(bundle)
     federation, preprocessing = setup.federation, bundle.manifest.preprocessing
     test = preprocess(preprocessing, federation.test)
     results: list[Result] = []
@@ -83,6 +86,7 @@ def play(
             evaluate,
             pairs=bundle.manifest.pairs,
             choose_by=choose_by,
+            streamed=bodies.streamed if bodies else lambda: (0, 0),
         )
         results.append(result)
 
@@ -97,7 +101,12 @@ def play(
             )
             for client in setup.federation.clients
         ]
-        serve, together = _local_clients(setup, bundle, trainer, clients)
+        if bodies:
+            learner = bodies.trainer(bundle)
+            serve = SequentialClients(bundle.manifest, first, learner, clients).serve
+            together = 1
+        else:
+            serve, together = _local_clients(setup, bundle, trainer, clients)
         names = [client.id for client in clients]
         grid = InProcessGrid(names, wrap(serve, bundle.manifest))
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)

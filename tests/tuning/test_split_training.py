@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from client_sdk.split_body import RemoteBody
 from coordinator.onnx_body import OnnxBody
-from coordinator.split_session import Session, Task, largest_message, run_tasks
 from edge_runtime.batches import batch_plan
 from edge_runtime.errors import TrainingError
 from edge_runtime.split_trainer import SplitTrainer, chosen
+from simulations.backends.split import local_body
 from tuning.split_body import TorchBody
 
 Make = Callable[..., Any]
@@ -27,17 +27,8 @@ ROWS = 64
 
 def body_of(made: Any, engine: str) -> RemoteBody:
     """The body in this process, through the same bytes as over a stream."""
-    spec = made.bundle.manifest.split
     kind = TorchBody(made.tuned) if engine == "torch" else OnnxBody(made.split.server, threads=1)
-    session = Session(spec, most_rows=ROWS)
-
-    def exchange(blob: bytes) -> bytes:
-        task = session.read(blob)
-        assert isinstance(task, Task)
-        ((states, kept),) = run_tasks(kind, [task])
-        return session.answer(task, states, kept)
-
-    return RemoteBody(spec, exchange, max_bytes=largest_message(spec, ROWS))
+    return local_body(kind, made.bundle.manifest.split, most_rows=ROWS)
 
 
 def fitted(made: Any, engine: str, samples: int = 10, **options: Any) -> Any:
