@@ -45,7 +45,7 @@ def test_int8_is_off_by_half_a_step_of_its_token_at_most(states: np.ndarray) -> 
         for token in range(3):
             step = float(np.abs(states[row, token]).max()) / 127
             error = np.abs(found[row, token] - states[row, token]).max()
-            assert error <= 0.5 * step * (1 + 1e-5) + 1e-36
+            assert error <= 0.5 * step * (1 + 1e-5) + 1.5e-36  # tiny scales are zero
 
 
 @given(states=STATES, form=st.sampled_from(FORMS))
