@@ -276,7 +276,7 @@ def make_split(
     import torch
 
     from coordinator.bundles import recipe_of, split_spec, write_bundle
-    from coordinator.sections import SplitSection
+    from coordinator.sections import SimulationSection, SplitSection
     from edge_runtime import open_bundle
     from protocol.signing import new_key, public_key_hex
     from tuning.split_compiler import compile_split
@@ -291,7 +291,14 @@ def make_split(
     ) -> MadeSplit:
         settings = {"cut": cut, "length": 2}
         section = SplitSection(**{"keep": 1.0, "local_epochs": 0, **split})
-        job = tiny_job("sfprompt", kind=kind, optimizer=optimizer, settings=settings, split=section)
+        job = tiny_job(
+            "sfprompt",
+            kind=kind,
+            optimizer=optimizer,
+            settings=settings,
+            split=section,
+            simulation=SimulationSection(backend="sequential"),
+        )
         if job.hash() not in known:
             classes = IMAGE_CLASSES if kind == "image" else TEXT_CLASSES
             recipe = recipe_of(job, classes)
