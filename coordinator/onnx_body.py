@@ -40,6 +40,8 @@ class OnnxBody:
 
         self._forward = session("forward.onnx")
         self._backward = session("backward.onnx")
+        (gradient,) = (p for p in self._backward.get_inputs() if p.name == "gradient")
+        self._rows = int(gradient.shape[0])
 
     def forward(
         self,
@@ -69,6 +71,10 @@ class OnnxBody:
             feeds = {"hidden": kept.hidden, "gradient": gradient}
             if kept.mask is not None:
                 feeds[_MASK] = kept.mask
-            (entered,) = self._backward.run(["entered"], feeds)
-            answers.append(entered)
+            # Zeros behind a ragged batch: no gradient comes of them.
+            missing = self._rows - len(gradient)
+            widths = [(0, missing)]
+            given = {n: np.pad(v, widths + [(0, 0)] * (v.ndim - 1)) for n, v in feeds.items()}
+            (entered,) = self._backward.run(["entered"], given)
+            answers.append(entered[: len(gradient)])
         return answers

@@ -108,7 +108,7 @@ class SplitTrainer:
                 self._local_step(held, fixed, self._batch(data, rows, weight))
         order, weights = batch_plan(len(kept), batch_size, epochs, rng, most_steps=most_steps)
         losses = [
-            self._split_step(held, fixed, self._batch(data, rows, weight), data, rows)
+            self._split_step(held, fixed, data, rows, weight)
             for rows, weight in zip(kept[order], weights, strict=True)
         ]
         trained = {name: np.array(held[f"trainable/{name}"].numpy()) for name in tensors}
@@ -156,15 +156,19 @@ class SplitTrainer:
         self,
         held: dict[str, OrtValue],
         fixed: set[str],
-        batch: dict[str, OrtValue],
         data: Mapping[str, np.ndarray],
         rows: np.ndarray,
+        weight: np.ndarray,
     ) -> float:
-        feeds = held | batch
-        hidden = self._graph("head").run(feeds)["hidden"].numpy()
-        came = self._through(hidden, data, rows, keep=True)
-        tail = self._graph("tail").run(feeds | _owned("", came))
-        entered = self._body.backward(tail["gradient"].numpy())
+        # What only fills up a batch does not travel: it stands at the end.
+        real = np.count_nonzero(weight)
+        feeds = held | self._batch(data, rows, weight)
+        sent = held | _owned("", batch_of(data, self._names, rows[:real]))
+        hidden = self._graph("head").run(sent)["hidden"].numpy()
+        came = self._through(hidden, data, rows[:real], keep=True)
+        filled = {name: _filled(value, len(rows)) for name, value in came.items()}
+        tail = self._graph("tail").run(feeds | _owned("", filled))
+        entered = _filled(self._body.backward(tail["gradient"].numpy()[:real]), len(rows))
         prompt = self._graph("prompt").run(feeds | _owned("", {"gradient": entered}))
         _take(held, fixed, tail | prompt)
         return float(tail["loss"].numpy())
@@ -219,6 +223,12 @@ def chosen(scores: np.ndarray, keep: float, drop: float) -> np.ndarray:
     order = np.argsort(-scores, kind="stable")
     rest = order[math.floor(drop * len(order)) :]
     return np.sort(rest[: math.ceil(keep * len(rest))])
+
+
+def _filled(values: np.ndarray, rows: int) -> np.ndarray:
+    """Zeros behind, up to so many rows."""
+    empty = np.zeros((rows - len(values), *values.shape[1:]), values.dtype)
+    return np.concatenate((values, empty)) if len(empty) else values
 
 
 def widened(mask: np.ndarray, tokens: int) -> np.ndarray:

@@ -31,6 +31,7 @@ class _Bench(StrEnum):
     WIRE = "wire"
     DEVICE = "device"
     AGGREGATION = "aggregation"
+    SPLIT = "split"
 
 
 @app.command(cls=PlainCommand)
@@ -55,6 +56,12 @@ def device(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> N
 def aggregation(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """What mergers get right, how fast they are, and what attacks leave of the accuracy."""
     _measure(_Bench.AGGREGATION, as_json=as_json, out=out, quick=quick)
+
+
+@app.command(cls=PlainCommand)
+def split(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """Split training: parity with the whole network, operations, bytes and speed."""
+    _measure(_Bench.SPLIT, as_json=as_json, out=out, quick=quick)
 
 
 def _measure(bench: _Bench, *, as_json: bool, out: Path | None, quick: bool) -> None:

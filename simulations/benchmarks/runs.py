@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.bundles import recipe_of, write_bundle
+from coordinator.bundles import recipe_of, split_spec, write_bundle
 from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
@@ -101,7 +101,10 @@ def signed_bundle(setup: Setup, folder: Path) -> Bundle:
     """The job's bundle in `folder`/bundle, signed with a key that is then forgotten."""
     key = new_key()
     names = setup.dataset.class_names
-    made = write_bundle(setup.job, setup.recipe, setup.compiled, names, key, folder / "bundle")
+    spec = split_spec(setup.job, setup.split) if setup.split else None
+    made = write_bundle(
+        setup.job, setup.recipe, setup.compiled, names, key, folder / "bundle", split=spec
+    )
     return open_bundle(made, public_key=public_key_hex(key))
 
 

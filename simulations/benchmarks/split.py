@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedloom bench split`: what is exact about split training, what it costs, and how fast it is."""
+
+from __future__ import annotations
+
+from simulations.benchmarks.figure import Figure
+from simulations.benchmarks.runs import labelled
+from simulations.benchmarks.split_costs import device_flops_share, traffic_share
+from simulations.benchmarks.split_exact import plain_split_parity, split_parity
+from simulations.progress import ProgressListener
+
+
+def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
+    """All of them."""
+    found = [
+        split_parity(progress),
+        plain_split_parity(progress),
+        device_flops_share(),
+        traffic_share(),
+        traffic_share(pooled=True),
+    ]
+    return labelled(found) if quick else found
