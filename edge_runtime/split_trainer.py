@@ -91,10 +91,12 @@ class SplitTrainer:
             Whatever the body raises.
         """
         manifest = self.bundle.manifest
-        check_data(manifest, data)
+        samples = check_data(manifest, data)
         if correction or offset:
             raise TrainingError("a split network is trained without corrections and offsets")
-        kept = chosen(self.scores(tensors, data), self._spec.keep, self._spec.drop)
+        kept = np.arange(samples)
+        if self._spec.keep < 1 or self._spec.drop:
+            kept = chosen(self.scores(tensors, data), self._spec.keep, self._spec.drop)
         rng = np.random.default_rng(seed)
         held = _owned("trainable/", tensors) | _owned(
             "state/", initial_state(manifest, tensors, correction)

@@ -7,16 +7,24 @@ from simulations.benchmarks.figure import Figure
 from simulations.benchmarks.runs import labelled
 from simulations.benchmarks.split_costs import device_flops_share, traffic_share
 from simulations.benchmarks.split_exact import plain_split_parity, split_parity
+from simulations.benchmarks.split_speed import (
+    slow_loris_p99_ms,
+    split_batching_ratio,
+    split_rate_ratio,
+)
 from simulations.progress import ProgressListener
 
 
 def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
-    """All of them."""
+    """All of them. `quick` repeats less, and says so."""
     found = [
         split_parity(progress),
         plain_split_parity(progress),
         device_flops_share(),
         traffic_share(),
         traffic_share(pooled=True),
+        split_rate_ratio(progress, repetitions=2 if quick else 7),
+        split_batching_ratio(progress, repetitions=1 if quick else 5),
+        slow_loris_p99_ms(progress, uploads=100 if quick else 1_000),
     ]
     return labelled(found) if quick else found

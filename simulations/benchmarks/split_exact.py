@@ -7,10 +7,9 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
 from coordinator.job import Job
 from coordinator.sections import (
@@ -30,21 +29,25 @@ from simulations.benchmarks.parity import largest_difference
 from simulations.benchmarks.runs import on, signed_bundle
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.setup import Setup, set_up
-from simulations.split_learning import split_round
 from tuning.backbones import Backbone, load_backbone
 from tuning.cuts import Cut, cut_network
+from tuning.split_learning import handed_over, split_round
 from tuning.step import cross_entropies
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = dict[str, torch.Tensor]
 
 BLOCKS: Final = 4
 CLASSES: Final = 3
 ROWS: Final = 6
 LENGTH: Final = 8
 
-Tensors = dict[str, torch.Tensor]
-
 
 def networks(folder: Path) -> dict[str, tuple[Backbone, dict[str, torch.Tensor]]]:
     """A small network of each family with random weights, and a batch for it."""
+    import torch
     from transformers import (
         BertConfig,
         BertForSequenceClassification,
@@ -94,7 +97,10 @@ def networks(folder: Path) -> dict[str, tuple[Backbone, dict[str, torch.Tensor]]
 
 
 def split_parity(progress: ProgressListener) -> Figure:
-    """`split_parity`: loss and all gradients through the parts, of every cut, beside the whole."""
+    """`split_parity`: loss and all gradients, of every cut, beside the whole network: between the
+    parts go hidden states and gradients as values, as over a stream."""
+    import torch
+
     progress.stage("split: every cut against the whole network")
     worst: dict[str, float] = {}
     cuts = 0
@@ -103,7 +109,7 @@ def split_parity(progress: ProgressListener) -> Figure:
             labels = torch.arange(ROWS) % CLASSES
             parameters = dict(backbone.model.named_parameters())
             whole = _found(backbone.model(**batch).logits, labels, parameters)
-            masks = {key: value for key, value in batch.items() if key == "attention_mask"}
+            weights = {key: value.detach() for key, value in parameters.items()}
             for head in range(BLOCKS):
                 for tail in range(BLOCKS - head):
                     assert backbone.family is not None
@@ -113,9 +119,9 @@ def split_parity(progress: ProgressListener) -> Figure:
                         backbone.classifier,
                         Cut(head=head, tail=tail),
                     )
-                    left = parts.body(parts.head(**batch), **masks)
-                    split = _found(parts.tail(left, **masks).logits, labels, parameters)
-                    worst[name] = max(worst.get(name, 0.0), _apart(whole, split))
+                    gradients, loss, _ = handed_over(parts, weights, batch, labels)
+                    apart = _apart(whole, {**gradients, "loss": loss})
+                    worst[name] = max(worst.get(name, 0.0), apart)
                     cuts += 1
     words = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return figure(
@@ -165,6 +171,8 @@ def plainly(
     setup: Setup, start: Mapping[str, np.ndarray], data: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The whole network, autograd and torch.optim; head and body are frozen."""
+    import torch
+
     spec = setup.recipe.training
     _, tuned = setup.recipe.build()
     inside = dict(tuned.module.named_parameters())
@@ -225,6 +233,8 @@ def split_job(
 
 def splitfed_apart(rate: float = 0.05, momentum: float = 0.9) -> float:
     """Largest difference of any weight after a round of three clients."""
+    import torch
+
     with tempfile.TemporaryDirectory() as folder:
         backbone, _ = networks(Path(folder))["ViT"]
     generator = torch.Generator().manual_seed(1)
@@ -262,6 +272,8 @@ def _found(
     logits: torch.Tensor, labels: torch.Tensor, parameters: Mapping[str, torch.Tensor]
 ) -> Tensors:
     """The loss, and its gradient of every parameter that has one."""
+    import torch
+
     loss = cross_entropies(logits, labels).mean()
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     named = zip(parameters, gradients, strict=True)

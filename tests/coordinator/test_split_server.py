@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from coordinator.split_server import Limits, SplitServer
 from coordinator.split_session import largest_message
 from protocol.split import SplitSpec
 from protocol.stream import METHOD, Close, Open, States, pack_message, unpack_message
+from simulations.throwaway import Authority
 
 SPEC = SplitSpec(entering_tokens=3, leaving_tokens=3, width=4)
 MASKED = SplitSpec(entering_tokens=3, leaving_tokens=1, width=4, masked=True)
@@ -338,60 +338,9 @@ def test_messages_of_several_devices_go_through_in_one_pass() -> None:
     assert max(count for _, count in engine.passes) == 4
 
 
-def certificates(*names: str) -> tuple[bytes, dict[str, tuple[bytes, bytes]]]:
-    """A throw-away authority, and (key, certificate) of each name."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(name: str, key: Any, issuer: str, signer: Any, *, authority: bool) -> Any:
-        def named(text: str) -> x509.Name:
-            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-        return (
-            x509.CertificateBuilder()
-            .subject_name(named(name))
-            .issuer_name(named(issuer))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-            .sign(signer, hashes.SHA256())
-        )
-
-    def pem(key: Any) -> bytes:
-        return key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-
-    root = ec.generate_private_key(ec.SECP256R1())
-    top = certificate("authority", root, "authority", root, authority=True)
-    made = {}
-    for name in names:
-        key = ec.generate_private_key(ec.SECP256R1())
-        of_name = certificate(name, key, "authority", root, authority=False)
-        made[name] = (pem(key), of_name.public_bytes(serialization.Encoding.PEM))
-    return top.public_bytes(serialization.Encoding.PEM), made
-
-
 def test_the_certificate_says_who_a_device_is() -> None:
-    authority, made = certificates("server", "ada", "bob")
-    other, strangers = certificates("ada")
-    secure = grpc.ssl_server_credentials(
-        [made["server"]], root_certificates=authority, require_client_auth=True
-    )
-
-    def credentials(root: bytes, pair: tuple[bytes, bytes] | None) -> Any:
-        key, certificate = pair or (None, None)
-        return grpc.ssl_channel_credentials(root, key, certificate)
-
+    authority, other = Authority(), Authority()
+    secure = authority.server_credentials()
     with serving(credentials=secure) as address:
 
         def exchanged(who: Any, asked: Open) -> np.ndarray:
@@ -400,13 +349,13 @@ def test_the_certificate_says_who_a_device_is() -> None:
             ) as exchange:
                 return body(exchange).forward(states(), None, keep=True)
 
-        ada = credentials(authority, made["ada"])
+        ada = authority.client_credentials("ada")
         assert np.array_equal(exchanged(ada, opened("ada")), states(2))
         with pytest.raises(SplitError, match="the certificate is of ada, not bob"):
             exchanged(ada, opened("bob"))
-        with pytest.raises(SplitError, match="could not be reached"):
-            exchanged(credentials(authority, None), opened("ada"))
-        with pytest.raises(SplitError, match="could not be reached"):
-            exchanged(credentials(authority, strangers["ada"]), opened("ada"))
-        with pytest.raises(SplitError, match="could not be reached"):
-            exchanged(credentials(other, made["ada"]), opened("ada"))
+        unsigned = grpc.ssl_channel_credentials(authority.certificate)
+        pair = other.pair("ada")
+        of_another = grpc.ssl_channel_credentials(authority.certificate, pair.key, pair.certificate)
+        for stranger in (unsigned, of_another, other.client_credentials("ada")):
+            with pytest.raises(SplitError, match="could not be reached"):
+                exchanged(stranger, opened("ada"))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from simulations.split_learning import Batches, Outcome, Tensors, split_round
 from tuning.backbones import Backbone, load_backbone
 from tuning.cuts import Cut, cut_network
+from tuning.split_learning import Batches, Outcome, Tensors, split_round
 
 RATE, MOMENTUM = 0.05, 0.9
 SIZES = (3, 1, 2)  # batches of each client

@@ -85,7 +85,7 @@ def _client(
     velocity: Tensors = {}
     states = 0
     for batch, labels in batches:
-        gradients, crossed = _gradients(parts, weights, batch, labels)
+        gradients, _, crossed = handed_over(parts, weights, batch, labels)
         states += crossed
         for name, gradient in gradients.items():
             before = velocity.get(name)
@@ -94,10 +94,11 @@ def _client(
     return weights, states
 
 
-def _gradients(
+def handed_over(
     parts: Parts, weights: Tensors, batch: Mapping[str, torch.Tensor], labels: torch.Tensor
-) -> tuple[Tensors, int]:
-    """Of every weight that has one; and the values of the hidden states that left the head."""
+) -> tuple[Tensors, torch.Tensor, int]:
+    """The loss's gradient of every weight that has one, through parts that hand over values alone;
+    the loss; and how many values left the head."""
     live = {name: value.clone().requires_grad_() for name, value in weights.items()}
     masks = {name: value for name, value in batch.items() if name == "attention_mask"}
 
@@ -112,7 +113,7 @@ def _gradients(
     (at_leaving,) = _collect(gradients, live, _names(parts.tail), loss, None, back)
     (at_entering,) = _collect(gradients, live, _names(parts.body), leaving, at_leaving, came)
     _collect(gradients, live, _names(parts.head), entering, at_entering)
-    return gradients, entering.numel()
+    return gradients, loss.detach(), entering.numel()
 
 
 def _collect(
