@@ -98,6 +98,7 @@ def split_spec(job: Job, compiled: SplitCompiled) -> SplitSpec:
         keep=section.keep,
         drop=section.drop,
         local_epochs=section.local_epochs,
+        noise=section.noise,
         form=section.form,
     )
 

@@ -462,6 +462,12 @@ class SplitSection:
     local_epochs: int = _key(
         5, "passes with the body skipped, before those through it", low=0, high=1_000
     )
+    noise: float = _key(
+        0.0,
+        "Gaussian noise on the hidden states that leave a device, of each token's root mean square",
+        low=0,
+        high=100,
+    )
     form: str = _key("float32", "of hidden states and gradients that travel", choices=FORMS)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class SplitSpec:
     keep: float = 1.0
     drop: float = 0.0
     local_epochs: int = 0  # passes with the body skipped, before those over the stream
+    noise: float = 0.0  # added to what leaves the device, of each token's root mean square
     form: str = "float32"  # of what crosses the cut; one of `activations.FORMS`
 
     def __post_init__(self) -> None:
@@ -49,6 +50,8 @@ class SplitSpec:
             raise error(f"split.drop: expected 0 to below 1, found {drop:g}")
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "drop", drop)
+        noise = _checks.real("split.noise", self.noise, error, low=0.0)
+        object.__setattr__(self, "noise", noise)
         _checks.integer("split.local_epochs", self.local_epochs, 0, MAX_EPOCHS, error)
         _checks.one_of("split.form", self.form, FORMS, error)
 
