@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from simulations.benchmarks.figure import Figure
-from simulations.benchmarks.runs import labelled
+from simulations.benchmarks.runs import labelled, measured_if_possible
 from simulations.benchmarks.split_costs import device_flops_share, traffic_share
 from simulations.benchmarks.split_exact import plain_split_parity, split_parity
+from simulations.benchmarks.split_privacy import reconstruction_psnr_db
 from simulations.benchmarks.split_speed import (
     slow_loris_p99_ms,
     split_batching_ratio,
@@ -26,5 +27,10 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
         split_rate_ratio(progress, repetitions=2 if quick else 7),
         split_batching_ratio(progress, repetitions=1 if quick else 5),
         slow_loris_p99_ms(progress, uploads=100 if quick else 1_000),
+        measured_if_possible(
+            lambda: reconstruction_psnr_db(progress, known=2_000 if quick else 12_000),
+            "reconstruction_psnr_db",
+            unit="dB",
+        ),
     ]
     return labelled(found) if quick else found
