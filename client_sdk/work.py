@@ -55,6 +55,12 @@ class Work:
         return {name: value - self.own_control[name] for name, value in self.control.items()}
 
 
+def longest_plan(manifest: Manifest) -> int:
+    """Bytes that a plan of a bundle's job has at most."""
+    offsets = most_bytes(manifest.pairs, manifest.trainable)
+    return manifest.exchanged.nbytes + offsets + MAX_PLAN_OVERHEAD
+
+
 def open_plan(
     blob: bytes, manifest: Manifest, initial: Tensors, memory: ClientMemory | None = None
 ) -> Work:
@@ -68,8 +74,7 @@ def open_plan(
     """
     pairs, whole = manifest.pairs, manifest.exchanged
     try:
-        longest = whole.nbytes + most_bytes(pairs, manifest.trainable) + MAX_PLAN_OVERHEAD
-        plan, payload = unpack_plan(blob, max_bytes=longest)
+        plan, payload = unpack_plan(blob, max_bytes=longest_plan(manifest))
         if plan.job != manifest.job:
             raise PlanError(
                 f"plan: expected job {manifest.job[:12]}, found {plan.job[:12]}; fetch its bundle"

@@ -482,6 +482,11 @@ class SimulationSection:
     engine: str = _key("onnx", "what runs the training step", choices=("onnx", "torch"))
     cohort_size: int = _key(0, "clients in one cohort; 0: chosen by measurement", low=0)
     device: str = _key("cpu", "where torch runs", choices=("cpu", "cuda"))
+    stream: str = _key(
+        "memory",
+        "what carries split sessions: this process's memory, or a server on loopback under TLS",
+        choices=("memory", "loopback"),
+    )
 
     def __post_init__(self) -> None:
         _check(self, "simulation")

@@ -12,9 +12,9 @@ gradients. The optimizer's state lives from the first local step to the last of 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -54,11 +54,15 @@ class Body(Protocol):
 
 
 class SplitTrainer:
-    """A split bundle's device graphs around a body; takes the place of `OnnxTrainer`."""
+    """A split bundle's device graphs around a body; takes the place of `OnnxTrainer`.
 
-    def __init__(self, bundle: Bundle, body: Body, *, threads: int = 0) -> None:
+    Graphs are loaded when they are first needed. One thread a core where `threads` is 0.
+    """
+
+    def __init__(self, bundle: Bundle, body: Body | None = None, *, threads: int = 0) -> None:
         self.bundle = bundle
-        self._body = body
+        self._given = body
+        self._graphs: dict[str, _Graph] = {}
         self._threads = threads
         self._names = [name for name, _ in bundle.manifest.inputs]
         if bundle.manifest.split is None:
@@ -66,6 +70,18 @@ class SplitTrainer:
                 f"bundle {bundle.folder}: expected one of a split network, found a whole one"
             )
         self._spec: SplitSpec = bundle.manifest.split
+
+    def through(self, body: Body) -> SplitTrainer:
+        """The same graphs around another body."""
+        other = copy.copy(self)
+        other._given = body
+        return other
+
+    @property
+    def _body(self) -> Body:
+        if self._given is None:
+            raise TrainingError("expected a body to train through; see SplitTrainer.through")
+        return self._given
 
     def fit(
         self,
@@ -197,10 +213,6 @@ class SplitTrainer:
         if role not in self._graphs:
             self._graphs[role] = _Graph(open_session(self.bundle.path(role), self._threads))
         return self._graphs[role]
-
-    @cached_property
-    def _graphs(self) -> dict[str, _Graph]:
-        return {}
 
 
 class _Graph:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from client_sdk.memory import FolderMemory
+from client_sdk.split import respond_split
 from client_sdk.updates import sample_count
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
@@ -54,8 +57,21 @@ def play(
 
     `wrap` may change what clients answer; clients on Ray are beyond its reach.
     """
-    bodies = LocalBodies(setup) if setup.split else None
-    trainer: Any = bodies.tester(bundle) if bodies else OnnxTrainer(bundle)
+    with ExitStack() as stack:
+        bodies = stack.enter_context(LocalBodies(setup, bundle)) if setup.split else None
+        return _play(setup, bundle, run_folder, journal, on_round, wrap, bodies)
+
+
+def _play(
+    setup: Setup,
+    bundle: Bundle,
+    run_folder: Path,
+    journal: Journal,
+    on_round: Callable[[RoundReport], None],
+    wrap: Wrap,
+    bodies: LocalBodies | None,
+) -> Result:
+    trainer: Any = bodies.tester() if bodies else OnnxTrainer(bundle)
     federation, preprocessing = setup.federation, bundle.manifest.preprocessing
     test = preprocess(preprocessing, federation.test)
     results: list[Result] = []
@@ -102,8 +118,10 @@ def play(
             for client in setup.federation.clients
         ]
         if bodies:
-            learner = bodies.trainer(bundle)
-            serve = SequentialClients(bundle.manifest, first, learner, clients).serve
+            answer = partial(respond_split, connect=bodies.connect)
+            serve = SequentialClients(
+                bundle.manifest, first, bodies.trainer(), clients, answer=answer
+            ).serve
             together = 1
         else:
             serve, together = _local_clients(setup, bundle, trainer, clients)

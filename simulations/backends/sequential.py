@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from client_sdk.updates import Trainer, respond
 from protocol.manifest import Manifest
@@ -12,7 +12,10 @@ from simulations.backends.prepared import PreparedClient
 
 
 class SequentialClients:
-    """Clients that share one trainer and take turns."""
+    """Clients that share one trainer and take turns.
+
+    `answer` turns a plan into an update: a function that takes what `respond` takes.
+    """
 
     def __init__(
         self,
@@ -20,10 +23,13 @@ class SequentialClients:
         initial: Tensors,
         trainer: Trainer,
         clients: Sequence[PreparedClient],
+        *,
+        answer: Callable[..., bytes] = respond,
     ) -> None:
         self._manifest = manifest
         self._initial = initial
         self._trainer = trainer
+        self._answer = answer
         self._clients = {client.id: client for client in clients}
 
     def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
@@ -33,7 +39,7 @@ class SequentialClients:
             try:
                 yield (
                     name,
-                    respond(
+                    self._answer(
                         plan,
                         bundle_manifest=self._manifest,
                         initial=self._initial,

@@ -1,30 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server of a split network in the same process: its sessions without its sockets.
+"""The server of a split network beside its clients: in the same memory, or on loopback under TLS.
 
-Every message is packed, read and answered by the code that a stream uses, so that bytes and
-rounding are those of a deployment.
+In memory every message is packed, read and answered by the code that a stream uses, so that bytes
+and rounding are those of a deployment.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from client_sdk.split import session_of
 from client_sdk.split_body import RemoteBody
 from coordinator.onnx_body import OnnxBody
 from coordinator.split_session import Engine, Session, Task, largest_message, run_tasks
 from edge_runtime.bundle import Bundle
 from edge_runtime.split_trainer import EVALUATION_ROWS, SplitTrainer
+from protocol.plan import Plan
 from protocol.split import SplitSpec
 from simulations.setup import Setup
 
 
 class LocalBodies:
-    """Trainers whose bodies are here, on the engine of the job, and the bytes between them."""
+    """The body of a job, for its clients and for the coordinator, and the bytes between them.
 
-    def __init__(self, setup: Setup) -> None:
+    Use as a context manager: a server on loopback is up inside.
+    """
+
+    def __init__(self, setup: Setup, bundle: Bundle) -> None:
         assert setup.split is not None, "only a split network has a body"
+        assert bundle.manifest.split is not None, "the bundle of a split job says what is cut"
         simulation = setup.job.simulation
-        self._most_rows = max(setup.recipe.training.batch_size, EVALUATION_ROWS)
+        self._spec: SplitSpec = bundle.manifest.split
+        self._rows = max(setup.recipe.training.batch_size, EVALUATION_ROWS)
         self._engine: Engine
         if simulation.engine == "torch":
             from tuning.split_body import TorchBody
@@ -32,33 +43,103 @@ class LocalBodies:
             self._engine = TorchBody(setup.recipe.build()[1], device=simulation.device)
         else:
             self._engine = OnnxBody(setup.split.server)
-        self._bodies: list[RemoteBody] = []
-        self._told = (0, 0)
+        self._bundle = bundle
+        self._loopback = Loopback(self._engine, self._spec, self._rows)
+        self._on_loopback = simulation.stream == "loopback"
+        self._streamed = (0, 0)
 
-    def trainer(self, bundle: Bundle) -> SplitTrainer:
-        """For clients; what it sends is counted."""
-        body = self._body(bundle)
-        self._bodies.append(body)
-        return SplitTrainer(bundle, body)
+    def __enter__(self) -> LocalBodies:
+        if self._on_loopback:
+            self._loopback.start()
+        return self
 
-    def tester(self, bundle: Bundle) -> SplitTrainer:
+    def __exit__(self, *_: object) -> None:
+        if self._on_loopback:
+            self._loopback.stop()
+
+    def trainer(self) -> SplitTrainer:
+        """For clients, who find the body through `connect`."""
+        return SplitTrainer(self._bundle)
+
+    def tester(self) -> SplitTrainer:
         """For the coordinator, which has the body beside it: nothing is counted."""
-        return SplitTrainer(bundle, self._body(bundle))
+        return SplitTrainer(
+            self._bundle, local_body(self._engine, self._spec, most_rows=self._rows)
+        )
+
+    @contextmanager
+    def connect(self, plan: Plan) -> Iterator[RemoteBody]:
+        """A plan's session."""
+        if self._on_loopback:
+            with self._loopback.session(plan) as body:
+                yield body
+        else:
+            body = local_body(self._engine, self._spec, most_rows=self._rows)
+            yield body
+        up, down = self._streamed
+        self._streamed = (up + body.sent_bytes, down + body.received_bytes)
 
     def streamed(self) -> tuple[int, int]:
         """Bytes that clients sent and received since this was last asked."""
-        now = (
-            sum(body.sent_bytes for body in self._bodies),
-            sum(body.received_bytes for body in self._bodies),
-        )
-        since = (now[0] - self._told[0], now[1] - self._told[1])
-        self._told = now
+        since, self._streamed = self._streamed, (0, 0)
         return since
 
-    def _body(self, bundle: Bundle) -> RemoteBody:
-        spec = bundle.manifest.split
-        assert spec is not None, "the bundle of a split job says what crosses the cut"
-        return local_body(self._engine, spec, most_rows=self._most_rows)
+
+class Loopback:
+    """A split server on a thread of this process, under a throw-away authority."""
+
+    def __init__(self, engine: Engine, spec: SplitSpec, most_rows: int) -> None:
+        self._engine = engine
+        self._spec = spec
+        self._most_rows = most_rows
+        self._up, self._down = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._port = 0
+
+    def start(self) -> None:
+        """Gives back once the server listens. Raises: TimeoutError."""
+        from simulations.throwaway import Authority
+
+        self._authority = Authority()
+        self._thread.start()
+        if not self._up.wait(30):
+            raise TimeoutError("the split server on loopback did not come up within 30 s")
+
+    def stop(self) -> None:
+        """Ends the server."""
+        self._down.set()
+        self._thread.join(10)
+
+    @contextmanager
+    def session(self, plan: Plan) -> Iterator[RemoteBody]:
+        """A client's end of a plan's session."""
+        from client_sdk.split_stream import SplitStream
+
+        most = largest_message(self._spec, self._most_rows)
+        with SplitStream(
+            f"127.0.0.1:{self._port}",
+            session_of(plan),
+            max_bytes=most,
+            credentials=self._authority.client_credentials(plan.client),
+            server_name="server",
+        ) as stream:
+            yield RemoteBody(self._spec, stream, max_bytes=most)
+
+    async def _serve(self) -> None:
+        from coordinator.split_server import Limits, SplitServer
+
+        # Plans come from this process: every session that a client opens is expected.
+        server = SplitServer(
+            self._engine,
+            self._spec,
+            lambda opened: "",
+            Limits(rows=self._most_rows),
+            credentials=self._authority.server_credentials(),
+        )
+        async with server:
+            self._port = server.port
+            self._up.set()
+            await asyncio.to_thread(self._down.wait)
 
 
 def local_body(engine: Engine, spec: SplitSpec, *, most_rows: int) -> RemoteBody:

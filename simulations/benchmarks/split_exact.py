@@ -159,10 +159,10 @@ def unphased_apart(backbone: Path | None = None) -> dict[str, float]:
         expected = plainly(setup, start, data)
         found = {}
         for engine in ("onnx", "torch"):
-            bodies = LocalBodies(on(setup, "sequential", engine))
-            trained, _ = bodies.trainer(bundle).fit(
-                start, data, learning_rate=job.training.learning_rate, epochs=1, seed=0
-            )
+            with LocalBodies(on(setup, "sequential", engine), bundle) as bodies:
+                trained, _ = bodies.tester().fit(
+                    start, data, learning_rate=job.training.learning_rate, epochs=1, seed=0
+                )
             found[f"{engine} body"] = largest_difference(trained, expected)
     return found
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of a split network, its server in memory and on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client_sdk.errors import SplitError
+from coordinator.errors import JobError
+from coordinator.sections import SimulationSection, SplitSection, UpdateSection
+from edge_runtime.split_trainer import SplitTrainer
+from protocol.rejection import RejectionCode
+from simulations.benchmarks.runs import run_job
+from simulations.progress import SilentProgress
+from simulations.run import simulate
+from simulations.setup import set_up
+
+SETTINGS = {"cut": "1+0", "length": 2}
+
+
+def split_job(tiny_job: Callable[..., Any], **sections: Any) -> Any:
+    given = {
+        "split": SplitSection(keep=1.0, local_epochs=0),
+        "simulation": SimulationSection(backend="sequential"),
+        **sections,
+    }
+    return tiny_job("sfprompt", settings=SETTINGS, **given)
+
+
+def test_memory_loopback_and_both_engines_give_the_same_round(
+    tiny_job: Callable[..., Any], tmp_path: Path, cache_of_the_session: Path
+) -> None:
+    job = split_job(tiny_job)
+    job = replace(job, rounds=replace(job.rounds, count=2))
+    ways = {
+        "memory": SimulationSection(backend="sequential"),
+        "loopback": SimulationSection(backend="sequential", stream="loopback"),
+        "torch": SimulationSection(backend="sequential", engine="torch", stream="loopback"),
+    }
+    found = {}
+    for name, simulation in ways.items():
+        setup = set_up(replace(job, simulation=simulation), SilentProgress())
+        found[name] = run_job(setup, tmp_path / name)
+    memory = found["memory"]
+    for name, other in found.items():
+        for tensor, value in memory.tensors.items():
+            np.testing.assert_allclose(other.tensors[tensor], value, rtol=0, atol=1e-5)
+        assert [r.stream_up_bytes for r in other.reports] == [
+            r.stream_up_bytes for r in memory.reports
+        ], f"{name}: the same bytes, whatever carries them"
+    for report in memory.reports:
+        assert 0 < report.stream_up_bytes < report.uplink_bytes
+        assert 0 < report.stream_down_bytes < report.downlink_bytes
+        assert not report.rejections
+
+
+def test_a_run_leaves_its_summary_adapter_and_report(
+    tiny_job: Callable[..., Any], tmp_path: Path, cache_of_the_session: Path
+) -> None:
+    job = split_job(tiny_job, split=SplitSection(keep=0.5, local_epochs=1, form="int8"))
+    job = replace(job, rounds=replace(job.rounds, count=1))
+    summary = simulate(job, tmp_path / "run")
+    assert summary["stream_up_bytes"] > 0
+    assert summary["uplink_bytes"] > summary["stream_up_bytes"]
+    assert summary["accuracy"] is not None
+    held = [row["accuracy"] for row in summary["per_client"]]
+    assert all(value is not None for value in held), "clients test through the body, too"
+    for name in ("report.html", "adapter/adapter_model.safetensors", "bundle/head.onnx"):
+        assert (tmp_path / "run" / name).is_file()
+    assert not (tmp_path / "run" / "bundle" / "predict.onnx").exists()
+
+
+def test_a_client_whose_session_is_refused_does_not_end_the_round(
+    tiny_job: Callable[..., Any],
+    tmp_path: Path,
+    cache_of_the_session: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit = SplitTrainer.fit
+    calls: list[int] = []
+
+    def broken(self: SplitTrainer, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise SplitError("the server could not be reached")
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(SplitTrainer, "fit", broken)
+    job = split_job(tiny_job)
+    job = replace(job, rounds=replace(job.rounds, count=1))
+    (report,) = run_job(set_up(job, SilentProgress()), tmp_path / "run").reports
+    assert report.updates == report.clients - 1
+    (rejection,) = report.rejections
+    assert rejection.code is RejectionCode.CLIENT_FAILED
+    assert "could not be reached" in rejection.reason
+
+
+@pytest.mark.parametrize(("sections", "words"), [
+    ({"simulation": SimulationSection()}, 'expected "sequential"'),
+    ({"simulation": SimulationSection(backend="ray")}, 'expected "sequential"'),
+    ({"update": UpdateSection(), "scaffold": True}, "training.scaffold"),
+], ids=str)  # fmt: skip
+def test_what_split_jobs_do_not_go_with_is_refused(
+    tiny_job: Callable[..., Any], sections: dict[str, Any], words: str
+) -> None:
+    job = split_job(tiny_job)
+    with pytest.raises(JobError, match=words):
+        if sections.pop("scaffold", False):
+            training = replace(job.training, momentum=0.0, scaffold=True)
+            replace(job, training=training, **sections)
+        else:
+            replace(job, **sections)
