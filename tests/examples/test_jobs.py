@@ -35,7 +35,7 @@ def test_digits_jobs_differ_in_method_and_training_only() -> None:
     assert {job.method.name for job in jobs} == set(DIGITS)
 
 
-def test_jobs_beside_fedins_differ_in_method_and_rate_only() -> None:
+def test_jobs_beside_fedins_differ_in_method_merger_and_rate_only() -> None:
     names = (
         "fashion-fedins",
         "fashion-domains-ssf",
@@ -43,7 +43,10 @@ def test_jobs_beside_fedins_differ_in_method_and_rate_only() -> None:
         "fashion-domains-full",
     )
     jobs = [load_job(EXAMPLES / f"{name}.toml") for name in names]
-    assert len({(job.data, job.backbone, job.rounds, job.aggregation) for job in jobs}) == 1
+    assert (
+        len({(job.data, job.backbone, job.rounds, job.aggregation.weighting) for job in jobs}) == 1
+    )
+    assert [job.aggregation.merger for job in jobs] == ["counted-pool", *["weighted-mean"] * 3]
     assert len({job.method.name for job in jobs}) == 4
     assert len({replace(job.training, learning_rate=1.0) for job in jobs}) == 1
 

@@ -30,6 +30,7 @@ from simulations.benchmarks import (
     instance_latency,
     parity,
     simulation,
+    split,
     throughput,
     wire,
 )
@@ -409,11 +410,18 @@ def test_every_figure_of_the_table_is_measured(
         "instance_latency_ratio", "adapter_switch_ratio",
     ):  # fmt: skip
         monkeypatch.setattr(device, name, named(name))
+    for name in (
+        "split_parity", "plain_split_parity", "device_flops_share", "split_rate_ratio",
+        "split_batching_ratio", "slow_loris_p99_ms", "reconstruction_psnr_db",
+    ):  # fmt: skip
+        monkeypatch.setattr(split, name, named(name))
+    shares = iter(["traffic_share", "traffic_share_pooled"] * 2)
+    monkeypatch.setattr(split, "traffic_share", lambda **_: figure(next(shares), 1.0))
     both = named("ssf_parameters", "pool_parameters")
     monkeypatch.setattr(device, "parameters", both)
     found = [
         made
-        for bench in (simulation, wire, device, aggregation)
+        for bench in (simulation, wire, device, aggregation, split)
         for made in bench.figures(QUIET, quick=quick)
     ]
     assert [made.name for made in found] == [
@@ -426,6 +434,9 @@ def test_every_figure_of_the_table_is_measured(
         "pool_of_one", "folded_ssf", "ssf_parameters", "pool_parameters",
         "instance_latency_ratio", "adapter_switch_ratio",
         "exact_merge_error", "merge_vs_copy", "attack_worst_accuracy",
+        "split_parity", "plain_split_parity", "device_flops_share", "traffic_share",
+        "traffic_share_pooled", "split_rate_ratio", "split_batching_ratio", "slow_loris_p99_ms",
+        "reconstruction_psnr_db",
     ]  # fmt: skip
     assert all(made.note.startswith("QUICK") for made in found) is quick
 
