@@ -370,7 +370,7 @@ def test_fedins_margin_is_over_the_best_other_method_where_domains_are_mixed() -
     job = fedins.fedins_job(fedins.ARMS["fedins"], fedins.MIXED, 0)
     made = fedins.margin_figure(found, job, seeds=2)
     assert made.value == pytest.approx(2.0) and made.holds
-    assert "(ahead +2.00 points)" in made.note and "(ahead -5.00 points)" in made.note
+    assert "counted ahead +2.00 points)" in made.note and "counted ahead -5.00 points)" in made.note
     worse = {**found, (fedins.MIXED, "lora"): [0.9, 0.9]}
     assert fedins.margin_figure(worse, job, seeds=2).holds is False
 
