@@ -45,11 +45,11 @@ class RemoteBody:
         self._number += 1
         rows = len(states)
         try:
-            payload = front + encode_states(states, self._spec.form)
+            payload = encode_states(states, self._spec.form)
         except ValueError as error:
             raise SplitError(f"{kind}: {error}") from None
         message = States(kind=kind, number=self._number, rows=rows, keep=keep)  # type: ignore[arg-type]
-        blob = pack_message(message, payload)
+        blob = pack_message(message, front, payload)
         came = self._exchange(blob)
         self.sent_bytes += len(blob)
         self.received_bytes += len(came)

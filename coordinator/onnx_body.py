@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+SPIN = "20"
 _MASK = "mask/attention_mask"
 
 
@@ -35,6 +36,9 @@ class OnnxBody:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
+            # Both graphs have threads of their own, and so has a device on the same machine:
+            # whoever waits must not keep a core busy meanwhile.
+            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
             path = str(folder / name)
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

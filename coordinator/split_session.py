@@ -14,11 +14,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from protocol.activations import decode_mask, decode_states, encode_states, encoded_bytes
-from protocol.container import FIXED_BYTES
 from protocol.errors import MalformedError, ProtocolError
-from protocol.limits import MAX_HEADER_BYTES
 from protocol.split import SplitSpec
-from protocol.stream import States, pack_message, unpack_message
+from protocol.stream import MESSAGE_OVERHEAD, States, pack_message, unpack_message
 
 MASKED: Final = -10_000.0  # what hides a token of a text, added to attention scores
 
@@ -133,4 +131,4 @@ def largest_message(spec: SplitSpec, rows: int) -> int:
     """Bytes of the largest message, either way, of so many samples."""
     sizes = [encoded_bytes(each, rows, spec.form) for each in (spec.entering, spec.leaving)]
     mask = rows * spec.mask.size if spec.masked else 0
-    return max(sizes) + mask + FIXED_BYTES + MAX_HEADER_BYTES
+    return max(sizes) + mask + MESSAGE_OVERHEAD

@@ -12,21 +12,32 @@
 
 Numbers count a device's `forward` and `backward` messages from 1, together. A session may be
 opened again after a broken connection: `ready` then says which number was answered last, and a
-message that was answered already is answered again from memory. Magic `FLSP`; the form is that of
-container.py.
+message that was answered already is answered again from memory.
+
+    offset          bytes  little-endian
+    0               4      magic: FLSP
+    4               2      version
+    6               4      H, header length
+    10              H      header: canonical JSON
+    10 + H          rest   payload
+
+A message has the length that gRPC gives it, and the connection finds what changed on the way: a
+checksum as in container.py would take longer than everything else that is done to a message.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocol import _checks
-from protocol.container import Blob, pack, require_canonical, unpack
-from protocol.errors import MalformedError
+from protocol import _checks, _json
+from protocol.container import Blob, require_canonical
+from protocol.errors import MalformedError, TooLongError, TruncatedError, VersionError
 from protocol.limits import (
     MAX_BATCH_SIZE,
     MAX_CLIENT_LENGTH,
+    MAX_HEADER_BYTES,
     MAX_NONCE_LENGTH,
     MAX_REASON_LENGTH,
     MAX_ROUND,
@@ -35,6 +46,7 @@ from protocol.limits import (
 )
 
 STREAM_MAGIC: Final = b"FLSP"
+STREAM_VERSION: Final = 1
 METHOD: Final = "/fedloom.Split/Session"
 """The gRPC method of a session: a stream of messages either way."""
 
@@ -109,6 +121,10 @@ class Close:
 
 StreamMessage = Open | Ready | States | Refused | Close
 
+_PREFIX: Final = struct.Struct("<4sHI")
+MESSAGE_OVERHEAD: Final = _PREFIX.size + MAX_HEADER_BYTES
+"""What a message may be longer than its payload."""
+
 _FIELDS: Final[dict[str, tuple[type[StreamMessage], tuple[str, ...]]]] = {
     "open": (Open, ("kind", "job", "round", "client", "nonce")),
     "ready": (Ready, ("kind", "answered")),
@@ -121,14 +137,20 @@ _FIELDS: Final[dict[str, tuple[type[StreamMessage], tuple[str, ...]]]] = {
 }
 
 
-def pack_message(message: StreamMessage, payload: Blob = b"") -> bytes:
-    """The bytes that travel."""
-    return pack(STREAM_MAGIC, _to_json(message), payload)
+def pack_message(message: StreamMessage, *payload: Blob) -> bytes:
+    """The bytes that travel; parts of the payload are put one behind the other."""
+    return pack_header(_to_json(message), *payload)
+
+
+def pack_header(header: object, *payload: Blob) -> bytes:
+    """A message with a header of any content."""
+    text = _json.canonical(header)
+    return b"".join((_PREFIX.pack(STREAM_MAGIC, STREAM_VERSION, len(text)), text, *payload))
 
 
 def unpack_message(blob: Blob, *, max_bytes: int) -> tuple[StreamMessage, memoryview]:
     """A message and its payload, a read-only view of `blob`. Raises: ContainerError."""
-    value, text, payload = unpack(STREAM_MAGIC, blob, max_bytes=max_bytes)
+    value, text, payload = _parted(blob, max_bytes)
     kind = _checks.mapping("header", value, MalformedError).get("kind")
     name = _checks.one_of("kind", kind, _FIELDS, MalformedError)
     made, fields = _FIELDS[name]
@@ -137,6 +159,33 @@ def unpack_message(blob: Blob, *, max_bytes: int) -> tuple[StreamMessage, memory
     if len(payload) and not isinstance(message, States):
         raise MalformedError(f"{name}: expected no payload, found {len(payload)} bytes")
     return message, payload
+
+
+def _parted(blob: Blob, max_bytes: int) -> tuple[object, bytes, memoryview]:
+    """Parsed header, its text as it came, and the payload."""
+    view = memoryview(blob).cast("B").toreadonly()
+    if len(view) > max_bytes:
+        raise TooLongError(f"message: expected at most {max_bytes} bytes, found {len(view)}")
+    if len(view) < _PREFIX.size:
+        raise TruncatedError(f"message: expected at least {_PREFIX.size} bytes, found {len(view)}")
+    magic, version, length = _PREFIX.unpack_from(view)
+    if magic != STREAM_MAGIC:
+        raise MalformedError(f"message: expected it to start {STREAM_MAGIC!r}, found {magic!r}")
+    if version != STREAM_VERSION:
+        raise VersionError(
+            f"message: expected version {STREAM_VERSION}, found {version}; both sides need "
+            "releases that share a version"
+        )
+    if length > MAX_HEADER_BYTES:
+        raise TooLongError(f"header: expected at most {MAX_HEADER_BYTES} bytes, found {length}")
+    end = _PREFIX.size + length
+    if len(view) < end:
+        raise TruncatedError(f"message: expected {end} bytes or more, found {len(view)}")
+    text = bytes(view[_PREFIX.size : end])
+    try:
+        return _json.parse(text), text, view[end:]
+    except ValueError as error:
+        raise MalformedError(f"header: {error}") from None
 
 
 def _to_json(message: StreamMessage) -> dict[str, object]:

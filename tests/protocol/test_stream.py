@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.container import pack
 from protocol.errors import ContainerError, MalformedError
 from protocol.stream import (
-    STREAM_MAGIC,
     Close,
     Open,
     Ready,
     Refused,
     States,
     StreamMessage,
+    pack_header,
     pack_message,
     unpack_message,
 )
@@ -57,12 +56,27 @@ def test_messages_come_back(message: StreamMessage) -> None:
 ], ids=str)  # fmt: skip
 def test_other_headers_are_refused(header: object) -> None:
     with pytest.raises(MalformedError):
-        unpack_message(pack(STREAM_MAGIC, header, b""), max_bytes=1000)
+        unpack_message(pack_header(header), max_bytes=1000)
 
 
 def test_only_states_have_a_payload() -> None:
     with pytest.raises(MalformedError, match="close: expected no payload, found 1 bytes"):
-        unpack_message(pack(STREAM_MAGIC, {"kind": "close"}, b"x"), max_bytes=1000)
+        unpack_message(pack_header({"kind": "close"}, b"x"), max_bytes=1000)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda raw: raw[:9], "expected at least 10 bytes, found 9"),
+    (lambda raw: raw[:-1], "bytes or more"),
+    (lambda raw: b"FLUP" + raw[4:], "expected it to start b'FLSP'"),
+    (lambda raw: raw[:4] + b"\2\0" + raw[6:], "expected version 1, found 2"),
+    (lambda raw: raw[:6] + b"\xff" * 4 + raw[10:], "header: expected at most 65536 bytes"),
+    (lambda raw: raw + b" " * 200, "message: expected at most 200 bytes"),
+    (lambda raw: raw[:6] + b"\x11" + raw[7:18] + b" " + raw[18:], "canonical"),
+])  # fmt: skip
+def test_what_is_no_message_is_refused_with_what_was_expected(change: object, words: str) -> None:
+    raw = change(pack_message(Close()))  # type: ignore[operator]
+    with pytest.raises(ContainerError, match=words):
+        unpack_message(raw, max_bytes=200)
 
 
 @given(blob=st.binary(max_size=200))
@@ -77,7 +91,7 @@ def test_any_bytes_are_a_message_or_an_error(blob: bytes) -> None:
 ))  # fmt: skip
 def test_any_header_is_a_message_or_an_error(header: object) -> None:
     try:
-        blob = pack(STREAM_MAGIC, header, b"")
+        blob = pack_header(header)
     except (ContainerError, UnicodeEncodeError):
         return
     with pytest.raises(ContainerError):
