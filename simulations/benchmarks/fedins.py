@@ -40,8 +40,8 @@ OWN: Final = "fedins-counted"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A method with the rate of `RATES` that suited it best in `TUNING_ROUNDS` rounds on
-    `TUNING_SEED`, domains mixed; `tuned_rates` asks again."""
+    """A method with the rate of `RATES` that suited it better than its neighbours there, in
+    `TUNING_ROUNDS` rounds on `TUNING_SEED`, domains mixed; `tuned_rates` asks again."""
 
     method: MethodSpec
     learning_rate: float
