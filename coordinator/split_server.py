@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -105,22 +105,25 @@ class Batcher:
                     self._arrived.clear()
                 if not together:
                     continue
-                tasks = [waiting.task for waiting in together]
-                try:
-                    results = await loop.run_in_executor(
-                        self._thread, run_tasks, self._engine, tasks
-                    )
-                except Exception as fault:
-                    # One device's message must not end the others' sessions, nor the server.
-                    for waiting in together:
-                        if not waiting.answer.done():
-                            waiting.answer.set_exception(fault)
-                    continue
-                for waiting, result in zip(together, results, strict=True):
-                    if not waiting.answer.done():
-                        waiting.answer.set_result(result)
+                await self._pass(loop, together)
         finally:
             self._thread.shutdown(wait=False)
+
+    async def _pass(self, loop: asyncio.AbstractEventLoop, together: Sequence[_Waiting]) -> None:
+        """Everybody's answer; one device's message must not end the others' sessions."""
+        tasks = [waiting.task for waiting in together]
+        try:
+            results = await loop.run_in_executor(self._thread, run_tasks, self._engine, tasks)
+        except Exception as fault:
+            if len(together) > 1:
+                for waiting in together:
+                    await self._pass(loop, [waiting])
+            elif not together[0].answer.done():
+                together[0].answer.set_exception(fault)
+            return
+        for waiting, result in zip(together, results, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(result)
 
     def _next(self) -> list[_Waiting]:
         """The first that waits, and those like it that fit into one pass with it."""

@@ -294,6 +294,27 @@ def test_a_message_that_breaks_the_engine_ends_its_own_session_alone() -> None:
         assert np.array_equal(other.backward(states(3)), states(6))
 
 
+def test_a_message_that_breaks_a_pass_of_several_leaves_the_others_theirs() -> None:
+    limits = Limits(rows=8, linger_s=0.3)
+    with serving(limits=limits) as address, ThreadPoolExecutor(3) as pool:
+        ready = threading.Barrier(3)
+
+        def work(number: int) -> str:
+            with stream(address, opened(f"client-{number}")) as exchange:
+                remote = body(exchange)
+                remote.forward(states(), None, keep=True)
+                ready.wait(10)
+                try:
+                    remote.backward(states(1e7 if number == 1 else number))
+                except SplitError as error:
+                    return str(error)
+                return "served"
+
+        found = list(pool.map(work, range(3)))
+    assert found[0] == found[2] == "served"
+    assert "the engine broke" in found[1]
+
+
 def test_streams_that_say_nothing_are_ended() -> None:
     with serving(limits=Limits(rows=8, open_s=0.2, message_s=0.2)) as address:
         channel, call, say = raw_call(address)
