@@ -86,10 +86,11 @@ class TorchBody:
             for place in places:
                 kept, given = returning[place]
                 gradient[kept.rows] = torch.from_numpy(given).to(self._device)
-            together.members -= len(places)
+            others = together.members - len(places)
             (entered,) = torch.autograd.grad(
-                together.left, together.hidden, gradient, retain_graph=together.members > 0
+                together.left, together.hidden, gradient, retain_graph=others > 0
             )
+            together.members = others
             values = entered.cpu().numpy()
             for place in places:
                 answers[place] = values[returning[place][0].rows]
