@@ -138,7 +138,7 @@ def test_family_that_is_not_listed_is_told_what_fits(tiny_vit: Path, method: str
     from tuning.methods import method_named
 
     stranger = replace(load_backbone(tiny_vit, classes=3, seed=0), family=None)
-    with pytest.raises(MethodError, match=r"ViT and BERT|set method\.targets"):
+    with pytest.raises(MethodError, match=r"ViT, BERT and LLaMA|set method\.targets"):
         method_named(method, {}).attach(stranger, seed=0)
 
 

@@ -90,7 +90,7 @@ def attach_bottlenecks(
     if family is None:
         raise MethodError(
             f"{type(backbone.model).__name__} is not an architecture whose blocks are known; "
-            "adapters fit ViT and BERT backbones, LoRA with method.targets fits any"
+            "adapters fit ViT, BERT and LLaMA backbones; LoRA with method.targets fits any"
         )
     generator = torch.Generator().manual_seed(seed)
     trainable = classifier_parameters(backbone)

@@ -108,7 +108,7 @@ def query_and_value(backbone: Backbone, what: str) -> list[tuple[str, nn.Module]
     if family is None:
         raise MethodError(
             f"{type(backbone.model).__name__} is not an architecture whose blocks are known; "
-            f"{what} fits ViT and BERT backbones"
+            f"{what} fits ViT, BERT and LLaMA backbones"
         )
     blocks = backbone.model.get_submodule(family.blocks)
     return [
