@@ -81,7 +81,9 @@ def test_known_identities_hold(tiny_vit: Path, cache_of_the_session: Path) -> No
 
 
 def test_speeds_are_measured_over_real_streams(tiny_vit: Path, cache_of_the_session: Path) -> None:
-    rate = split_rate_ratio(QUIET, backbone=tiny_vit, cut="1+0", steps=2, repetitions=1)
+    rate = split_rate_ratio(
+        QUIET, backbone=tiny_vit, cut="1+0", steps=2, repetitions=1, engines=["torch"]
+    )
     assert rate.value > 0
     batching = split_batching_ratio(
         QUIET, backbone=tiny_vit, clients=3, rounds=1, rows=2, repetitions=1
