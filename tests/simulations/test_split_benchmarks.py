@@ -80,11 +80,17 @@ def test_known_identities_hold(tiny_vit: Path, cache_of_the_session: Path) -> No
     assert made.value > 0, "two ways to compute are never bit for bit the same"
 
 
-def test_speeds_are_measured_over_real_streams(tiny_vit: Path, cache_of_the_session: Path) -> None:
+def test_the_rate_is_measured_over_a_real_stream(
+    tiny_vit: Path, cache_of_the_session: Path
+) -> None:
     rate = split_rate_ratio(
         QUIET, backbone=tiny_vit, cut="1+0", steps=2, repetitions=1, engines=["torch"]
     )
     assert rate.value > 0
+
+
+@pytest.mark.long
+def test_load_is_measured_over_real_streams(tiny_vit: Path, cache_of_the_session: Path) -> None:
     batching = split_batching_ratio(
         QUIET, backbone=tiny_vit, clients=3, rounds=1, rows=2, repetitions=1
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
@@ -13,8 +14,9 @@ from coordinator.sections import BackboneSection
 from edge_runtime.adapter import Adapter
 from edge_runtime.predictor import Predictor
 from edge_runtime.preprocessing import MASKED
+from tuning import graphs
 from tuning.backbones import load_backbone
-from tuning.backbones.decoder import DecoderClassifier
+from tuning.backbones.decoder import DecoderClassifier, PlainSiLU
 
 
 def test_scores_are_those_of_the_model_with_its_own_masks(tiny_llama: Path) -> None:
@@ -50,6 +52,20 @@ def test_no_token_sees_those_behind_it(tiny_llama: Path) -> None:
     torch.testing.assert_close(padded, short, rtol=0, atol=1e-6)
 
 
+def test_the_gradient_of_gated_activations_has_a_plain_form() -> None:
+    def gradient(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        (found,) = torch.func.vjp(PlainSiLU(), named["hidden"])[1](named["given"])
+        return {"gradient": found}
+
+    inputs = {"hidden": torch.randn(2, 3), "given": torch.ones(2, 3)}
+    model = graphs.compile_graph(gradient, inputs, ("gradient",), has_gradients=True)
+    assert {node.op_type for node in model.graph} <= {"Sigmoid", "Mul", "Add", "Sub"}
+    hidden = inputs["hidden"].requires_grad_()
+    expected = torch.autograd.grad(torch.nn.functional.silu(hidden).sum(), hidden)[0]
+    torch.testing.assert_close(gradient(inputs)["gradient"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.long
 def test_a_compiled_decoder_answers_as_torch_does(
     make_bundle: Callable[..., Any],
     logits_of: Callable[..., np.ndarray],
