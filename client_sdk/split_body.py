@@ -50,8 +50,8 @@ class RemoteBody:
             raise SplitError(f"{kind}: {error}") from None
         message = States(kind=kind, number=self._number, rows=rows, keep=keep)  # type: ignore[arg-type]
         blob = pack_message(message, front, payload)
-        came = self._exchange(blob)
         self.sent_bytes += len(blob)
+        came = self._exchange(blob)
         self.received_bytes += len(came)
         try:
             found, rest = unpack_message(came, max_bytes=self._max_bytes)

@@ -103,7 +103,7 @@ class SplitStream:
             answer = next(self._call, None)
         if answer is None:
             # Ended without a word: as good as broken.
-            raise _EndedError
+            raise _EndedError("the stream ended before its answer")
         return bytes(answer)
 
     def _dial(self) -> None:
@@ -123,7 +123,7 @@ class SplitStream:
             raise SplitError(f"the server's answer to open: {error}") from None
         if isinstance(ready, Refused):
             if ready.again:
-                raise _EndedError
+                raise _EndedError(ready.reason)
             raise SplitError(f"the server refused the session: {ready.reason}")
         if not isinstance(ready, Ready):
             raise SplitError(f"the server's answer to open: expected ready, found {ready.kind}")
@@ -148,13 +148,17 @@ class SplitStream:
 
 
 class _EndedError(grpc.RpcError):
-    """The server ended a stream whose answer was still due."""
+    """The server ended a stream whose answer was still due, or has no room for one now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self._reason = reason
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.UNAVAILABLE
 
     def details(self) -> str:
-        return "the stream ended before its answer"
+        return self._reason
 
 
 def _until_none(messages: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:

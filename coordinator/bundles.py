@@ -94,7 +94,7 @@ def split_spec(job: Job, compiled: SplitCompiled) -> SplitSpec:
         entering_tokens=tokens,
         leaving_tokens=compiled.leaving.shape[0],
         width=width,
-        masked=compiled.mask is not None,
+        masked=compiled.masked,
         keep=section.keep,
         drop=section.drop,
         local_epochs=section.local_epochs,

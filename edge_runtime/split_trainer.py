@@ -236,8 +236,17 @@ def chosen(scores: np.ndarray, keep: float, drop: float) -> np.ndarray:
     scores the earlier sample counts as higher.
     """
     order = np.argsort(-scores, kind="stable")
-    rest = order[math.floor(drop * len(order)) :]
-    return np.sort(rest[: math.ceil(keep * len(rest))])
+    first = _dropped(len(order), drop)
+    return np.sort(order[first : first + kept_count(len(order), keep, drop)])
+
+
+def kept_count(samples: int, keep: float, drop: float) -> int:
+    """How many `chosen` gives of so many."""
+    return math.ceil(keep * (samples - _dropped(samples, drop)))
+
+
+def _dropped(samples: int, drop: float) -> int:
+    return math.floor(drop * samples)
 
 
 def noised(hidden: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

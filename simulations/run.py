@@ -32,7 +32,14 @@ from simulations.errors import RunFolderError
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.reports.report import write_report
-from simulations.setup import Setup, load_job_data, passes_per_round, set_up
+from simulations.setup import (
+    Setup,
+    client_flops,
+    load_job_data,
+    local_passes_per_round,
+    passes_per_round,
+    set_up,
+)
 from tuning.compiler import compile_recipe
 from tuning.export import export_result
 from tuning.split_compiler import compile_split
@@ -121,7 +128,8 @@ def _summary(
 ) -> dict[str, Any]:
     job, compiled = setup.job, setup.compiled
     tested = [report for report in reports if report.accuracy is not None]
-    samples = round(sum(report.samples for report in reports) * passes_per_round(setup))
+    merged = sum(report.samples for report in reports)
+    samples = round(merged * (passes_per_round(setup) + local_passes_per_round(setup)))
     fit_seconds = sum(report.fit_seconds for report in reports)
     rejections = [rejection for report in reports for rejection in report.rejections]
     return {
@@ -144,8 +152,7 @@ def _summary(
         "evaluation_bytes": sum(report.evaluation_bytes for report in reports),
         "trainable_parameters": compiled.trainable.size,
         "total_parameters": compiled.total_parameters,
-        # Of all clients and rounds, forward and backward, by the count of one step of one client.
-        "client_flops": compiled.step_flops * samples // setup.recipe.training.batch_size,
+        "client_flops": client_flops(setup, merged),
         "samples_per_second": samples / fit_seconds if fit_seconds else 0.0,
         "wall_seconds": wall_seconds,
         "rejections": len(rejections),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coordinator.bundles import recipe_of
 from coordinator.job import Job
+from edge_runtime.split_trainer import kept_count
 from simulations.clients import Federation, make_clients
 from simulations.datasets import Dataset, load_dataset, tokenise
 from simulations.errors import DataError
@@ -91,8 +92,38 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
 
 
 def passes_per_round(setup: Setup) -> float:
-    """How often a round trains on each sample of the clients that take part, on average."""
+    """How often a round trains on each sample of the clients that take part, on average.
+
+    Of a split network, through the body.
+    """
     training = setup.job.training
-    held = [len(client.fit["labels"]) for client in setup.federation.clients]
     most = training.local_steps * training.batch_size or math.inf
-    return sum(min(count * training.local_epochs, most) for count in held) / sum(held)
+    held, kept = _held_and_kept(setup)
+    return sum(min(count * training.local_epochs, most) for count in kept) / sum(held)
+
+
+def local_passes_per_round(setup: Setup) -> float:
+    """Of a split network, how often with the body skipped; elsewhere 0."""
+    held, kept = _held_and_kept(setup)
+    return setup.job.split.local_epochs * sum(kept) / sum(held) if setup.split else 0.0
+
+
+def client_flops(setup: Setup, samples: int) -> int:
+    """Operations of clients on so many samples, forward and backward, in all passes of a round."""
+    batch = setup.recipe.training.batch_size
+    through = setup.compiled.step_flops * passes_per_round(setup)
+    if setup.split is None:
+        return round(samples * through / batch)
+    flops, section = setup.split.flops, setup.job.split
+    scores = flops.scores if section.keep < 1 or section.drop else 0
+    local = flops.local * local_passes_per_round(setup)
+    return round(samples * (scores + local + through) / batch)
+
+
+def _held_and_kept(setup: Setup) -> tuple[list[int], list[int]]:
+    """Samples of each client, and those of them that it trains on."""
+    held = [len(client.fit["labels"]) for client in setup.federation.clients]
+    if setup.split is None:
+        return held, held
+    section = setup.job.split
+    return held, [kept_count(count, section.keep, section.drop) for count in held]

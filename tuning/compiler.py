@@ -61,7 +61,8 @@ class Compiled:
     total_parameters: int
     """Of the backbone with its classifier, whatever is trained."""
     step_flops: int
-    """Floating point operations of one training step of one client, full batch."""
+    """Floating point operations of one training step of one client, full batch; of a split network
+    the device's part of it."""
     graphs: Mapping[str, str]
     """Role to file, of those that a bundle takes over."""
 
@@ -119,6 +120,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     from safetensors.torch import save_file
 
     from tuning import graphs, inference
+    from tuning.flops import step_flops
     from tuning.ports import prefixed, split_names, step_examples, step_graph
     from tuning.step import evaluation, training_step
 
@@ -168,7 +170,14 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     graphs.refer_to_weights(predicted, places | graphs.stored_tensors(folder / PREDICT_FILE))
     graphs.save_model(predicted, folder / GRAPHS["predict"])
 
-    info = describe(backbone, tuned, recipe, examples, files)
+    info = describe(
+        backbone,
+        tuned,
+        recipe,
+        files=files,
+        total_parameters=sum(value.numel() for value in used.values()),
+        step_flops=step_flops(tuned, examples),
+    )
     (folder / INFO_FILE).write_text(json.dumps(info, sort_keys=True), encoding="utf-8")
 
 
@@ -176,35 +185,31 @@ def describe(
     backbone: Backbone,
     tuned: Tuned,
     recipe: Recipe,
-    examples: Mapping[str, torch.Tensor],
+    *,
     files: Mapping[str, str],
+    total_parameters: int,
+    step_flops: int,
 ) -> dict[str, Any]:
-    """What `read_description` needs to know of graphs in `files`, as JSON.
-
-    `examples` are the inputs of a training step of the whole network.
-    """
-    from tuning.flops import step_flops
-    from tuning.inference import inference_form
+    """What `read_description` needs to know of graphs in `files`, as JSON."""
+    from tuning.ports import example_batch
     from tuning.step import initial_state
 
-    batch = {name: value for name, value in examples.items() if name.startswith("batch/")}
+    batch = example_batch(backbone, 1)
     state = initial_state(tuned, recipe.training)
-    _, used = inference_form(tuned, tuned.parameters())
     return {
         "backbone": backbone.name,
         "trainable": ParamSpec.of(_as_numpy(tuned.parameters())).to_json(),
         "state": ParamSpec.of(_as_numpy(state)).to_json(),
         "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in tuned.pairs],
         "inputs": [
-            [name.removeprefix("batch/"), str(value.numpy().dtype), list(value.shape[1:])]
-            for name, value in batch.items()
+            [name, str(value.numpy().dtype), list(value.shape[1:])] for name, value in batch.items()
         ],
         "preprocessing": {
             name: getattr(backbone.preprocessing, name)
             for name in ("kind", "size", "channels", "mean", "std", "max_length")
         },
-        "total_parameters": sum(value.numel() for value in used.values()),
-        "step_flops": step_flops(tuned, examples),
+        "total_parameters": total_parameters,
+        "step_flops": step_flops,
         "graphs": dict(files),
     }
 

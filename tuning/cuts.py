@@ -59,6 +59,7 @@ class Parts:
     Body and tail take an `attention_mask` [B, 1, 1, T] as well, where there is one.
     """
 
+    cut: Cut
     head: Part
     body: Part
     tail: Part
@@ -166,6 +167,7 @@ def cut_network(
     front, middle, end = range(cut.head), range(cut.head, behind), range(behind, count)
     short = made(front, end)
     return Parts(
+        cut=cut,
         head=Part(made(front, leaves=cut.head)),
         body=Part(made(middle, enters=True, leaves=behind), pool),
         tail=Part(made(end, enters=True)),

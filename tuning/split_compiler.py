@@ -21,6 +21,7 @@ An entry of the cache holds two folders. `device` is what a bundle takes over:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,18 @@ _MASK: Final = "attention_mask"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFlops:
+    """A device's operations on one batch, where a server holds the body."""
+
+    through: int
+    """Its part of a step through the body."""
+    local: int
+    """A step with the body skipped."""
+    scores: int
+    """EL2N of the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCompiled:
     """Both sides of a recipe in compiled form."""
 
@@ -58,8 +71,9 @@ class SplitCompiled:
     """One sample's hidden states as they leave the device: float32 [T, D]."""
     leaving: TensorSpec
     """One sample's as they come back: the same, or [1, D] where the server pools."""
-    mask: TensorSpec | None
-    """One sample's attention mask, [1, 1, T], of texts."""
+    masked: bool
+    """Whether an attention mask goes with them, as of texts."""
+    flops: DeviceFlops
 
 
 def compile_split(recipe: Recipe, cache: Path | None = None) -> SplitCompiled:
@@ -70,17 +84,13 @@ def compile_split(recipe: Recipe, cache: Path | None = None) -> SplitCompiled:
     recipe.checked_method()
     folder = cached(f"split-{recipe.digest()}", lambda work: _compile_into(work, recipe), cache)
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-    specs = {
-        name: TensorSpec(tuple(info[name]), "float32") if info[name] else None
-        for name in ("entering", "leaving", "mask")
-    }
-    assert specs["entering"] is not None and specs["leaving"] is not None
     return SplitCompiled(
         device=read_description(folder / DEVICE, info["device"]),
         server=folder / SERVER,
-        entering=specs["entering"],
-        leaving=specs["leaving"],
-        mask=specs["mask"],
+        entering=TensorSpec(tuple(info["entering"]), "float32"),
+        leaving=TensorSpec(tuple(info["leaving"]), "float32"),
+        masked=info["masked"],
+        flops=DeviceFlops(**info["flops"]),
     )
 
 
@@ -88,14 +98,15 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     import torch
 
     from tuning import split_step
+    from tuning.flops import device_flops
     from tuning.ports import example_batch, prefixed, step_examples
 
     backbone, tuned = recipe.build()
-    parts = split_step.parts_of(tuned)
+    parts, tensors = split_step.parts_of(tuned), tuned.parameters()
     examples = step_examples(backbone, tuned, recipe)
     batch = example_batch(backbone, recipe.training.batch_size)
     masks = {name: value for name, value in tuned.prepare(batch).items() if name == _MASK}
-    front = {n: tuned.parameters()[n] for n in split_step.of_part(tuned, parts.head)}
+    front = {name: tensors[name] for name in split_step.of_part(tuned, parts.head)}
     with torch.no_grad():
         entering = split_step.head_forward(
             tuned, front, split_step.frozen_of(tuned, parts.head), batch
@@ -112,16 +123,26 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
         _device_graphs(tuned, recipe, examples, flows, came),
         DEVICE_GRAPHS,
         {**split_step.short_way(tuned).frozen(), **split_step.frozen_of(tuned, parts.tail)},
-        tuned.parameters(),
+        tensors,
     )
     server = folder / SERVER
     server.mkdir()
     _save(server, _server_graphs(tuned, flows, leaving), SERVER_GRAPHS, body, {})
+    flops = device_flops(tuned, recipe.training, examples)
+    whole = sum(value.numel() for value in (*tensors.values(), *tuned.frozen().values()))
     info = {
         "entering": list(entering.shape[1:]),
         "leaving": list(leaving.shape[1:]),
-        "mask": list(masks[_MASK].shape[1:]) if masks else None,
-        "device": describe(backbone, tuned, recipe, examples, DEVICE_GRAPHS),
+        "masked": bool(masks),
+        "flops": dataclasses.asdict(flops),
+        "device": describe(
+            backbone,
+            tuned,
+            recipe,
+            files=DEVICE_GRAPHS,
+            total_parameters=whole,
+            step_flops=flops.through,
+        ),
     }
     (folder / INFO_FILE).write_text(json.dumps(info, sort_keys=True), encoding="utf-8")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from client_sdk.split import session_of
@@ -70,14 +70,17 @@ class LocalBodies:
     @contextmanager
     def connect(self, plan: Plan) -> Iterator[RemoteBody]:
         """A plan's session."""
-        if self._on_loopback:
-            with self._loopback.session(plan) as body:
+        with ExitStack() as stack:
+            if self._on_loopback:
+                body = stack.enter_context(self._loopback.session(plan))
+            else:
+                body = local_body(self._engine, self._spec, most_rows=self._rows)
+            try:
                 yield body
-        else:
-            body = local_body(self._engine, self._spec, most_rows=self._rows)
-            yield body
-        up, down = self._streamed
-        self._streamed = (up + body.sent_bytes, down + body.received_bytes)
+            finally:
+                # What a client sent before it failed was sent all the same.
+                up, down = self._streamed
+                self._streamed = (up + body.sent_bytes, down + body.received_bytes)
 
     def streamed(self) -> tuple[int, int]:
         """Bytes that clients sent and received since this was last asked."""

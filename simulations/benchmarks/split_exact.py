@@ -150,7 +150,7 @@ def plain_split_parity(progress: ProgressListener, backbone: Path | None = None)
 
 def unphased_apart(backbone: Path | None = None) -> dict[str, float]:
     """After a round of one client through the device's graphs, by what computes the body."""
-    job = split_job(backbone, cut="1+1" if backbone is None else "1+0", optimizer="sgd", keep=1.0)
+    job = split_job(backbone, cut="1+1" if backbone is None else "1+0", optimizer="sgd")
     setup = set_up(job, SilentProgress())
     with tempfile.TemporaryDirectory() as folder:
         bundle = signed_bundle(setup, Path(folder))
@@ -203,8 +203,6 @@ def split_job(
     batch: int = 8,
     clients: int = 2,
     samples: int = 30,
-    keep: float = 1.0,
-    local_epochs: int = 0,
 ) -> Job:
     """A few clients with digits; the shipped ViT without a folder as `backbone`."""
     sgd = optimizer == "sgd"
@@ -225,7 +223,7 @@ def split_job(
             momentum=0.9 if sgd else 0.0,
             batch_size=batch,
         ),
-        split=SplitSection(keep=keep, local_epochs=local_epochs),
+        split=SplitSection(keep=1.0, local_epochs=0),
         rounds=RoundsSection(count=1),
         simulation=SimulationSection(backend="sequential"),
     )

@@ -46,8 +46,8 @@ class Head:
 
         from tuning.split_step import frozen_of, head_forward, of_part, parts_of
 
-        part = parts_of(self.tuned).head
-        front = {n: self.tuned.parameters()[n] for n in of_part(self.tuned, part)}
+        part, tensors = parts_of(self.tuned).head, self.tuned.parameters()
+        front = {name: tensors[name] for name in of_part(self.tuned, part)}
         frozen = frozen_of(self.tuned, part)
         data: Mapping[str, Any] = preprocess(
             self.backbone.preprocessing, {"images": images, "labels": np.zeros(len(images), int)}

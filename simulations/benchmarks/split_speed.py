@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import secrets
 import socket
 import ssl
 import tempfile
@@ -40,6 +41,7 @@ from tuning.recipe import Recipe
 
 THREADS: Final = 2
 BATCH: Final = 32
+ROWS: Final = 64  # of a message, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,7 @@ class _Served:
     spec: SplitSpec
     engine: str
     server: Path  # folder of the body's graphs
-    authority: Any
-    rows_together: int
-    linger_s: float
+    authority: tuple[bytes, bytes, bytes]  # the server's key and certificate, and its root
 
 
 def serve(served: _Served, pipe: Any) -> None:
@@ -71,9 +71,7 @@ def serve(served: _Served, pipe: Any) -> None:
         if served.engine == "torch"
         else OnnxBody(served.server, threads=THREADS)
     )
-    limits = Limits(
-        rows=64, rows_together=served.rows_together, linger_s=served.linger_s, sessions=4_000
-    )
+    limits = Limits(rows=ROWS, sessions=4_000)
 
     async def run() -> None:
         key, certificate, root = served.authority
@@ -95,16 +93,15 @@ def serve(served: _Served, pipe: Any) -> None:
 class Served:
     """A server in a process of its own, and what its clients need to reach it."""
 
-    def __init__(self, setup: Setup, port: int, authority: Authority) -> None:
-        self.setup = setup
+    def __init__(self, port: int, authority: Authority) -> None:
         self.port = port
         self.authority = authority
 
     @contextmanager
     def body(self, spec: SplitSpec, client: str) -> Iterator[RemoteBody]:
         """A client's end of a session."""
-        most = largest_message(spec, 64)
-        opened = Open(job="0" * 64, round=1, client=client, nonce=f"{abs(hash(client)):016x}")
+        most = largest_message(spec, ROWS)
+        opened = Open(job="0" * 64, round=1, client=client, nonce=secrets.token_hex(8))
         with SplitStream(
             f"127.0.0.1:{self.port}",
             opened,
@@ -116,14 +113,7 @@ class Served:
 
 
 @contextmanager
-def serving(
-    setup: Setup,
-    bundle: Bundle,
-    *,
-    engine: str,
-    rows_together: int = 256,
-    linger_s: float = 0.002,
-) -> Iterator[Served]:
+def serving(setup: Setup, bundle: Bundle, *, engine: str) -> Iterator[Served]:
     """A server of the job's body; torch or onnxruntime computes it."""
     assert setup.split is not None and bundle.manifest.split is not None
     authority = Authority()
@@ -134,8 +124,6 @@ def serving(
         engine=engine,
         server=setup.split.server,
         authority=(pair.key, pair.certificate, authority.certificate),
-        rows_together=rows_together,
-        linger_s=linger_s,
     )
     # A fresh process: gRPC does not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -145,7 +133,7 @@ def serving(
     try:
         if not here.poll(120):
             raise TimeoutError("the server's process did not say its port within 120 s")
-        yield Served(setup, here.recv(), authority)
+        yield Served(here.recv(), authority)
     finally:
         here.send("stop")
         process.join(10)

@@ -13,13 +13,13 @@ import pytest
 
 from client_sdk.errors import SplitError
 from coordinator.errors import JobError
-from coordinator.sections import SimulationSection, SplitSection, UpdateSection
-from edge_runtime.split_trainer import SplitTrainer
+from coordinator.sections import SimulationSection, SplitSection
+from edge_runtime.split_trainer import SplitTrainer, chosen
 from protocol.rejection import RejectionCode
 from simulations.benchmarks.runs import run_job
 from simulations.progress import SilentProgress
 from simulations.run import simulate
-from simulations.setup import set_up
+from simulations.setup import client_flops, set_up
 
 SETTINGS = {"cut": "1+0", "length": 2}
 
@@ -101,18 +101,32 @@ def test_a_client_whose_session_is_refused_does_not_end_the_round(
     assert "could not be reached" in rejection.reason
 
 
-@pytest.mark.parametrize(("sections", "words"), [
-    ({"simulation": SimulationSection()}, 'expected "sequential"'),
-    ({"simulation": SimulationSection(backend="ray")}, 'expected "sequential"'),
-    ({"update": UpdateSection(), "scaffold": True}, "training.scaffold"),
-], ids=str)  # fmt: skip
-def test_what_split_jobs_do_not_go_with_is_refused(
-    tiny_job: Callable[..., Any], sections: dict[str, Any], words: str
-) -> None:
+@pytest.mark.parametrize("backend", ["cohort", "ray"])
+def test_split_clients_are_run_one_by_one(tiny_job: Callable[..., Any], backend: str) -> None:
     job = split_job(tiny_job)
-    with pytest.raises(JobError, match=words):
-        if sections.pop("scaffold", False):
-            training = replace(job.training, momentum=0.0, scaffold=True)
-            replace(job, training=training, **sections)
-        else:
-            replace(job, **sections)
+    with pytest.raises(JobError, match='expected "sequential"'):
+        replace(job, simulation=SimulationSection(backend=backend))
+
+
+def test_control_variates_do_not_go_with_a_split_network(tiny_job: Callable[..., Any]) -> None:
+    job = split_job(tiny_job)
+    with pytest.raises(JobError, match="a step of a split network is not corrected"):
+        replace(job, training=replace(job.training, momentum=0.0, scaffold=True))
+
+
+def test_compute_is_that_of_the_devices_in_all_phases(
+    tiny_job: Callable[..., Any], cache_of_the_session: Path
+) -> None:
+    section = SplitSection(keep=0.5, drop=0.1, local_epochs=3)
+    job = split_job(tiny_job, split=section)
+    setup = set_up(job, SilentProgress())
+    assert setup.split is not None
+    flops, batch = setup.split.flops, job.training.batch_size
+    held = [len(client.fit["labels"]) for client in setup.federation.clients]
+    kept = [len(chosen(np.zeros(count), 0.5, 0.1)) for count in held]
+    expected = sum(
+        count * flops.scores + few * (3 * flops.local + flops.through)
+        for count, few in zip(held, kept, strict=True)
+    )
+    assert client_flops(setup, sum(held)) == pytest.approx(expected / batch, abs=1)
+    assert 0 < flops.scores < flops.local < flops.through

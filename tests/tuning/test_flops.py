@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from protocol.manifest import TrainingSpec
-from tuning import split_step
 from tuning.backbones import load_backbone
-from tuning.flops import ViTShape, step_flops
+from tuning.flops import ViTShape, device_flops, step_flops
 from tuning.methods import Tuned, method_named
-from tuning.step import training_step
 
 
 class TwoLayers(nn.Module):
@@ -54,28 +50,7 @@ def test_whole_network_has_the_gradient_of_the_hidden_layer_too() -> None:
 TINY = ViTShape(blocks=2, width=16, inner=32, patches=4, patch_values=16, classes=3, prompts=2)
 SPEC = TrainingSpec(batch_size=1, optimizer="sgd", learning_rate=0.1)
 PIXELS = {"pixel_values": torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
-LABEL, WEIGHT, RATE = torch.tensor([1]), torch.ones(1), torch.tensor(0.1)
-
-
-class Counter(TorchDispatchMode):
-    """torch's own formulas of every operation that runs; its counter cannot be inside of
-    `torch.func`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def counted(function: Callable[[], object]) -> int:
-    with Counter() as counter:
-        function()
-    return counter.total
+LABEL = torch.tensor([1])
 
 
 def test_formula_of_full_fine_tuning_is_what_torch_counts(tiny_vit: Path) -> None:
@@ -93,33 +68,13 @@ def test_formulas_of_the_device_are_what_torch_counts(
 ) -> None:
     backbone = load_backbone(tiny_vit, classes=3, seed=0)
     tuned = method_named("sfprompt", {"cut": cut, "length": 2}).attach(backbone, seed=0)
-    parts, tensors = split_step.parts_of(tuned), tuned.parameters()
-    front = {name: tensors[name] for name in split_step.of_part(tuned, parts.head)}
-    behind = {name: tensors[name] for name in split_step.of_part(tuned, parts.tail)}
-    frozen = split_step.frozen_of(tuned, parts.head)
-    hidden = split_step.head_forward(tuned, front, frozen, PIXELS)
-
-    going = counted(lambda: split_step.head_forward(tuned, front, frozen, PIXELS))
-    step = counted(
-        lambda: split_step.tail_step(tuned, SPEC, behind, {}, {}, hidden, {}, LABEL, WEIGHT, RATE)
-    )
-    back = counted(
-        lambda: split_step.prompt_step(
-            tuned, SPEC, front, {}, frozen, PIXELS, torch.ones_like(hidden), RATE
-        )
-    )
-    # Without a block in front the prompt's gradient is its rows of what came: the compiled graph
-    # leaves the way there out, which torch goes in vain.
-    vain = 0 if head else going
-    assert going + step + back - vain == TINY.split_step(head, tail)
-
-    short = split_step.short_way(tuned)
-    local = counted(
-        lambda: training_step(short, SPEC)(tensors, {}, short.frozen(), PIXELS, LABEL, WEIGHT, RATE)
-    )
-    assert local == TINY.local_step(head, tail)
-    scores = counted(lambda: split_step.el2n_scores(tuned, behind, short.frozen(), PIXELS, LABEL))
-    assert scores == TINY.score(head, tail)
+    examples = {f"trainable/{name}": value for name, value in tuned.parameters().items()}
+    examples |= {f"batch/{name}": value for name, value in PIXELS.items()}
+    examples |= {"labels": LABEL, "weight": torch.ones(1), "learning_rate": torch.tensor(0.1)}
+    found = device_flops(tuned, SPEC, examples)
+    assert found.through == TINY.split_step(head, tail)
+    assert found.local == TINY.local_step(head, tail)
+    assert found.scores == TINY.score(head, tail)
 
 
 def test_the_graph_of_the_prompt_alone_has_no_product(make_split: Callable[..., Any]) -> None:
