@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## fine-tune a pre-trained model over 20 simulated clients, into runs/demo
 	$(BIN)/fedloom simulate examples/digits-lora.toml --out runs/demo --force
 
-test: install  ## run the suite
-	$(BIN)/python -m pytest
+test: install  ## run the suite, on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: install  ## lint, format, types and import rules
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,15 @@ class Made:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Compiled jobs stay inside the session's temporary folder, and none is forgotten there."""
+    """Compiled jobs stay inside the session's temporary folder, and none is forgotten there.
+
+    Workers share it: of `pytest -n`, each has its own temporary folder inside the session's.
+    """
     from tuning import cache
 
-    folder = tmp_path_factory.mktemp("compiled")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLOOM_CACHE", str(folder))
         patch.setattr(cache, "CACHE_ENTRIES", 1000)
