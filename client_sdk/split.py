@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from client_sdk.errors import PlanError
@@ -14,11 +14,12 @@ from edge_runtime.split_trainer import Body, SplitTrainer
 from protocol.errors import ContainerError
 from protocol.manifest import Manifest
 from protocol.plan import Plan, unpack_plan
+from protocol.split import SplitSpec
 from protocol.stream import Open
 from protocol.tensors import Tensors
 
-Connect = Callable[[Plan], AbstractContextManager[Body]]
-"""Opens a plan's session with the body, and closes it."""
+Connect = Callable[[Plan], AbstractContextManager[Sequence[Body]]]
+"""Opens a plan's sessions with the body, one a lane, and closes them."""
 
 
 def respond_split(
@@ -33,7 +34,7 @@ def respond_split(
     client: str,
     memory: ClientMemory | None = None,
 ) -> bytes:
-    """As `client_sdk.updates.respond`, with the trainer's body behind a session of this plan.
+    """As `client_sdk.updates.respond`, with the trainer's body behind sessions of this plan.
 
     Raises: as `respond`; SplitError where the server refuses or cannot be reached.
     """
@@ -42,12 +43,12 @@ def respond_split(
         plan, _ = unpack_plan(plan_blob, max_bytes=longest_plan(bundle_manifest))
     except ContainerError as error:
         raise PlanError(f"plan: {error}") from None
-    with connect(plan) as body:
+    with connect(plan) as lanes:
         return respond(
             plan_blob,
             bundle_manifest=bundle_manifest,
             initial=initial,
-            trainer=trainer.through(body),
+            trainer=trainer.through(*lanes),
             data_fit=data_fit,
             data_held_out=data_held_out,
             client=client,
@@ -55,6 +56,9 @@ def respond_split(
         )
 
 
-def session_of(plan: Plan) -> Open:
-    """The session that a plan is worked on in."""
-    return Open(job=plan.job, round=plan.round, client=plan.client, nonce=plan.nonce)
+def sessions_of(plan: Plan, spec: SplitSpec) -> list[Open]:
+    """The sessions that a plan is worked on in, one a lane."""
+    return [
+        Open(job=plan.job, round=plan.round, client=plan.client, nonce=plan.nonce, lane=lane)
+        for lane in range(spec.lanes)
+    ]

@@ -97,9 +97,11 @@ def split_spec(job: Job, compiled: SplitCompiled) -> SplitSpec:
         masked=compiled.masked,
         keep=section.keep,
         drop=section.drop,
+        scoring_epochs=section.scoring_epochs,
         local_epochs=section.local_epochs,
         noise=section.noise,
         form=section.form,
+        lanes=section.lanes,
     )
 
 

@@ -24,6 +24,7 @@ from aggregation.selection import (
 )
 from coordinator.errors import Fault, JobError
 from protocol.activations import FORMS
+from protocol.limits import MAX_LANES
 
 Scalar = str | int | float | bool
 
@@ -459,6 +460,13 @@ class SplitSection:
     drop: float = _key(
         0.0, "share left out before, of highest EL2N: their labels may be wrong", low=0, below=1
     )
+    scoring_epochs: int = _key(
+        0,
+        "passes of a copy with the body skipped, before it scores the samples: a tail that knows "
+        "only what leaves the body judges badly what comes from the head",
+        low=0,
+        high=1_000,
+    )
     local_epochs: int = _key(
         5, "passes with the body skipped, before those through it", low=0, high=1_000
     )
@@ -469,9 +477,20 @@ class SplitSection:
         high=100,
     )
     form: str = _key("float32", "of hidden states and gradients that travel", choices=FORMS)
+    lanes: int = _key(
+        1,
+        "pieces of a batch that go side by side: one travels while the server works on another",
+        low=1,
+        high=MAX_LANES,
+    )
 
     def __post_init__(self) -> None:
         _check(self, "split")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether samples are left out."""
+        return self.keep < 1 or self.drop > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -61,6 +61,7 @@ class _Entry:
     """A session, and the stream that it is on."""
 
     session: Session
+    client: str
     nonce: str
     stream: object | None = None
     left_at: float = 0.0
@@ -69,6 +70,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Waiting:
+    client: str
     task: Task
     answer: asyncio.Future[tuple[np.ndarray, Any]] = field(repr=False)
 
@@ -82,12 +84,13 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="body")
-        self.active = 0
-        """Sessions at work: with one there is nobody to wait for."""
+        self.streams: Counter[str] = Counter()
+        """Of every client at work. With one client there is nobody to wait for: a piece of its
+        batch is better computed while the next one travels."""
 
-    async def result(self, task: Task) -> tuple[np.ndarray, Any]:
+    async def result(self, client: str, task: Task) -> tuple[np.ndarray, Any]:
         """The engine's result. Raises: whatever the engine raises."""
-        waiting = _Waiting(task, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(client, task, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
         return await waiting.answer
@@ -98,7 +101,7 @@ class Batcher:
         try:
             while True:
                 await self._arrived.wait()
-                if len(self._waiting) < self.active:
+                if len({waiting.client for waiting in self._waiting}) < len(self.streams):
                     await asyncio.sleep(self._limits.linger_s)
                 together = self._next()
                 if not self._waiting:
@@ -170,7 +173,7 @@ class SplitServer:
         self._address = address
         self._credentials = credentials
         self._batcher = Batcher(engine, limits)
-        self._entries: dict[tuple[str, int], _Entry] = {}
+        self._entries: dict[tuple[str, int, int], _Entry] = {}
         self._streams = 0
         self._most_bytes = largest_message(spec, limits.rows)
         self.port = 0
@@ -236,12 +239,15 @@ class SplitServer:
         entry = self._entry(opened)
         # Whoever opened last has the session: the stream before may be a connection that died.
         stream = entry.stream = object()
-        self._batcher.active += 1
+        streams = self._batcher.streams
+        streams[opened.client] += 1
         try:
             await context.write(pack_message(Ready(answered=entry.session.answered)))
             await self._converse(context, entry, stream)
         finally:
-            self._batcher.active -= 1
+            streams[opened.client] -= 1
+            if not streams[opened.client]:
+                del streams[opened.client]
             if entry.stream is stream:
                 entry.stream, entry.left_at = None, time.monotonic()
 
@@ -276,7 +282,7 @@ class SplitServer:
 
     async def _work_on(self, entry: _Entry, task: Task) -> bytes:
         try:
-            return entry.session.answer(task, *await self._batcher.result(task))
+            return entry.session.answer(task, *await self._batcher.result(entry.client, task))
         except Exception as error:
             # Of one device's message: it is told, and the others go on.
             entry.session.sound = False
@@ -291,17 +297,19 @@ class SplitServer:
         return self._admit(opened)
 
     def _entry(self, opened: Open) -> _Entry:
-        """The session of a client and round: as it was left, or a new one."""
+        """The session of a client, round and lane: as it was left, or a new one."""
         now = time.monotonic()
         for key, old in list(self._entries.items()):
             late = old.stream is None and now - old.left_at > self._limits.resume_s
             if late or (key[0] == opened.client and key[1] < opened.round):
                 del self._entries[key]
-        key = (opened.client, opened.round)
+        key = (opened.client, opened.round, opened.lane)
         entry = self._entries.get(key)
         if entry is None or entry.nonce != opened.nonce:
             session = Session(self._spec, most_rows=self._limits.rows)
-            entry = self._entries[key] = _Entry(session=session, nonce=opened.nonce)
+            entry = self._entries[key] = _Entry(
+                session=session, client=opened.client, nonce=opened.nonce
+            )
         return entry
 
     def _forget(self, entry: _Entry) -> None:

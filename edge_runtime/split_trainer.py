@@ -4,7 +4,9 @@
 Source: SFPrompt (Cao, Zhu and Gong 2024, arXiv 2407.17533), a client's round: score the samples
 with the body skipped and keep those that are learned worst, train prompt and tail for some passes
 with the body still skipped, then train both through the body, which is behind a `Body`: a server's
-stream, or the server's own code in the same process.
+stream, or the server's own code in the same process. Ours is that a copy of the tail may learn what
+the head gives before it scores (`scoring_epochs`): the tail that came has learned what leaves the
+body, and its mistakes without it are the wrong ones.
 
 Samples and labels stay here: what is handed to the body are hidden states, a mask of texts, and
 gradients. The optimizer's state lives from the first local step to the last of a round.
@@ -14,7 +16,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -31,6 +34,7 @@ from edge_runtime.trainer import (
     rounded,
 )
 from edge_runtime.training_loop import batch_of
+from protocol.limits import MAX_LANES
 from protocol.split import SplitSpec
 from protocol.tensors import NOTHING, Tensors
 
@@ -56,12 +60,16 @@ class Body(Protocol):
 class SplitTrainer:
     """A split bundle's device graphs around a body; takes the place of `OnnxTrainer`.
 
-    Graphs are loaded when they are first needed. One thread a core where `threads` is 0.
+    With several lanes to the body a batch goes in as many pieces, each on a thread of its own:
+    while one is computed behind a lane, another is made ready, travels, or is read. What comes of
+    it is the same. Graphs are loaded when they are first needed. One thread a core where `threads`
+    is 0.
     """
 
-    def __init__(self, bundle: Bundle, body: Body | None = None, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *lanes: Body, threads: int = 0) -> None:
         self.bundle = bundle
-        self._given = body
+        self._given = lanes
+        self._beside = ThreadPoolExecutor(MAX_LANES, thread_name_prefix="lane")
         self._graphs: dict[str, _Graph] = {}
         self._threads = threads
         self._names = [name for name, _ in bundle.manifest.inputs]
@@ -71,15 +79,15 @@ class SplitTrainer:
             )
         self._spec: SplitSpec = bundle.manifest.split
 
-    def through(self, body: Body) -> SplitTrainer:
+    def through(self, *lanes: Body) -> SplitTrainer:
         """The same graphs around another body."""
         other = copy.copy(self)
-        other._given = body
+        other._given = lanes
         return other
 
     @property
-    def _body(self) -> Body:
-        if self._given is None:
+    def _lanes(self) -> Sequence[Body]:
+        if not self._given:
             raise TrainingError("expected a body to train through; see SplitTrainer.through")
         return self._given
 
@@ -111,19 +119,18 @@ class SplitTrainer:
         if correction or offset:
             raise TrainingError("a split network is trained without corrections and offsets")
         kept = np.arange(samples)
-        if self._spec.keep < 1 or self._spec.drop:
-            kept = chosen(self.scores(tensors, data), self._spec.keep, self._spec.drop)
         rng = np.random.default_rng(seed)
         held = _owned("trainable/", tensors) | _owned(
             "state/", initial_state(manifest, tensors, correction)
         )
         held |= _owned("", {"learning_rate": np.array(learning_rate, np.float32)})
         fixed = {f"trainable/{name}" for name in frozen}
+        if self._spec.prunes:
+            before, (own,) = self._spec.scoring_epochs, rng.spawn(1)
+            judge = self._past_the_body(held, fixed, data, kept, before, own)
+            kept = chosen(self._scores(judge, data), self._spec.keep, self._spec.drop)
+        held = self._past_the_body(held, fixed, data, kept, self._spec.local_epochs, rng)
         batch_size = manifest.training.batch_size
-        if self._spec.local_epochs:
-            order, weights = batch_plan(len(kept), batch_size, self._spec.local_epochs, rng)
-            for rows, weight in zip(kept[order], weights, strict=True):
-                self._local_step(held, fixed, self._batch(data, rows, weight))
         order, weights = batch_plan(len(kept), batch_size, epochs, rng, most_steps=most_steps)
         losses = [
             self._split_step(held, fixed, data, rows, weight, rng)
@@ -135,11 +142,13 @@ class SplitTrainer:
 
     def scores(self, tensors: Tensors, data: Mapping[str, np.ndarray]) -> np.ndarray:
         """EL2N of every sample, float32 [samples], from 0 to sqrt(2); the body is not asked."""
-        samples = check_data(self.bundle.manifest, data)
-        held = _owned("trainable/", tensors)
+        check_data(self.bundle.manifest, data)
+        return self._scores(_owned("trainable/", tensors), data)
+
+    def _scores(self, held: Mapping[str, OrtValue], data: Mapping[str, np.ndarray]) -> np.ndarray:
         found = []
-        for rows in _stretches(samples):
-            feeds = held | _owned("", batch_of(data, self._names, rows))
+        for rows in _stretches(len(data["labels"])):
+            feeds = {**held, **_owned("", batch_of(data, self._names, rows))}
             found.append(self._graph("scores").run(feeds)["scores"].numpy())
         return np.concatenate(found)
 
@@ -153,11 +162,9 @@ class SplitTrainer:
         held = _owned("trainable/", tensors)
         losses, correct = [], []
         for rows in _stretches(samples):
-            batch = batch_of(data, self._names, rows)
-            feeds = held | _owned("", batch)
-            hidden = self._graph("head").run(feeds)["hidden"].numpy()
-            came = self._through(hidden, data, rows, keep=False)
-            found = self._graph("test").run(feeds | _owned("", came))
+            came = self._left(held, data, rows, keep=False)
+            feeds = held | _owned("", batch_of(data, self._names, rows)) | _owned("", came)
+            found = self._graph("test").run(feeds)
             losses.append(found["loss"].numpy())
             correct.append(found["correct"].numpy())
         return {
@@ -165,10 +172,24 @@ class SplitTrainer:
             "accuracy": rounded(float(np.concatenate(correct).mean())),
         }
 
-    def _local_step(
-        self, held: dict[str, OrtValue], fixed: set[str], batch: dict[str, OrtValue]
-    ) -> None:
-        _take(held, fixed, self._graph("local").run(held | batch))
+    def _past_the_body(
+        self,
+        held: dict[str, OrtValue],
+        fixed: set[str],
+        data: Mapping[str, np.ndarray],
+        rows: np.ndarray,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> dict[str, OrtValue]:
+        """What is held after so many passes over some samples with the body skipped."""
+        held = dict(held)
+        if epochs:
+            size = self.bundle.manifest.training.batch_size
+            order, weights = batch_plan(len(rows), size, epochs, rng)
+            for batch, weight in zip(rows[order], weights, strict=True):
+                feeds = held | self._batch(data, batch, weight)
+                _take(held, fixed, self._graph("local").run(feeds))
+        return held
 
     def _split_step(
         self,
@@ -180,29 +201,60 @@ class SplitTrainer:
         rng: np.random.Generator,
     ) -> float:
         # What only fills up a batch does not travel: it stands at the end.
-        real = np.count_nonzero(weight)
+        real = int(np.count_nonzero(weight))
         feeds = held | self._batch(data, rows, weight)
-        sent = held | _owned("", batch_of(data, self._names, rows[:real]))
-        hidden = noised(self._graph("head").run(sent)["hidden"].numpy(), self._spec.noise, rng)
-        came = self._through(hidden, data, rows[:real], keep=True)
+        noise = self._noise(real, rng)
+        came = self._left(held, data, rows[:real], noise, keep=True)
         filled = {name: _filled(value, len(rows)) for name, value in came.items()}
         tail = self._graph("tail").run(feeds | _owned("", filled))
-        entered = _filled(self._body.backward(tail["gradient"].numpy()[:real]), len(rows))
+        entered = _filled(self._entered(tail["gradient"].numpy()[:real]), len(rows))
         prompt = self._graph("prompt").run(feeds | _owned("", {"gradient": entered}))
         _take(held, fixed, tail | prompt)
         return float(tail["loss"].numpy())
 
-    def _through(
-        self, hidden: np.ndarray, data: Mapping[str, np.ndarray], rows: np.ndarray, *, keep: bool
+    def _noise(self, rows: int, rng: np.random.Generator) -> np.ndarray | None:
+        if not self._spec.noise:
+            return None
+        return rng.standard_normal((rows, *self._spec.entering.shape), dtype=np.float32)
+
+    def _left(
+        self,
+        held: dict[str, OrtValue],
+        data: Mapping[str, np.ndarray],
+        rows: np.ndarray,
+        noise: np.ndarray | None = None,
+        *,
+        keep: bool,
     ) -> dict[str, np.ndarray]:
-        """What comes back of the body, by the tail's ports."""
-        if not self._spec.masked:
-            return {"hidden": self._body.forward(hidden, None, keep=keep)}
-        mask = widened(data[_MASK][rows], self._spec.entering_tokens)
-        return {
-            "hidden": self._body.forward(hidden, mask, keep=keep),
-            f"mask/{_MASK}": mask,
-        }
+        """What left the body of some samples, by the tail's ports."""
+        mask = None
+        if self._spec.masked:
+            mask = widened(data[_MASK][rows], self._spec.entering_tokens)
+
+        head = self._graph("head")
+
+        def one(lane: Body, piece: slice) -> np.ndarray:
+            batch = batch_of(data, self._names, rows[piece])
+            hidden = head.run(held | _owned("", batch))["hidden"].numpy()
+            if noise is not None:
+                hidden = noised(hidden, self._spec.noise, noise[piece])
+            return lane.forward(hidden, None if mask is None else mask[piece], keep=keep)
+
+        left = {"hidden": self._side_by_side(one, len(rows))}
+        return left if mask is None else left | {f"mask/{_MASK}": mask}
+
+    def _entered(self, gradient: np.ndarray) -> np.ndarray:
+        """The gradient at what entered the body, of that at what left it last."""
+        return self._side_by_side(lambda lane, piece: lane.backward(gradient[piece]), len(gradient))
+
+    def _side_by_side(self, one: Callable[[Body, slice], np.ndarray], rows: int) -> np.ndarray:
+        """A piece of the rows on each lane, together; the same pieces whenever asked."""
+        lanes = self._lanes[:rows]
+        ends = [rows * (place + 1) // len(lanes) for place in range(len(lanes))]
+        pieces = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        if len(lanes) == 1:
+            return one(lanes[0], pieces[0])
+        return np.concatenate(list(self._beside.map(one, lanes, pieces)))
 
     def _batch(
         self, data: Mapping[str, np.ndarray], rows: np.ndarray, weight: np.ndarray
@@ -249,16 +301,13 @@ def _dropped(samples: int, drop: float) -> int:
     return math.floor(drop * samples)
 
 
-def noised(hidden: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Hidden states [B, T, D] with Gaussian noise, of `share` of each token's root mean square.
+def noised(hidden: np.ndarray, share: float, noise: np.ndarray) -> np.ndarray:
+    """Hidden states [B, T, D] with `share` of each token's root mean square of the noise given.
 
-    No guarantee comes with it: how much harder it makes images to reconstruct is measured by
-    `fedloom bench split`. Gradients pass as if it were not there.
+    With Gaussian noise of unit variance no guarantee comes with it: how much harder it makes images
+    to reconstruct is measured by `fedloom bench split`. Gradients pass as if it were not there.
     """
-    if not share:
-        return hidden
     size = np.sqrt((hidden * hidden).mean(axis=-1, keepdims=True))
-    noise = rng.standard_normal(hidden.shape, dtype=np.float32)
     return hidden + np.float32(share) * size * noise
 
 

@@ -30,6 +30,7 @@ MAX_REASON_LENGTH: Final = 1_000  # characters of a rejection's reason
 MAX_ROUND: Final = (1 << 31) - 1
 MAX_SAMPLES: Final = (1 << 31) - 1  # the weight that one client may claim
 MAX_EPOCHS: Final = 1_000_000
+MAX_LANES: Final = 8
 MAX_STEPS: Final = 2**31 - 1
 MAX_SEED: Final = (1 << 63) - 1
 

@@ -9,7 +9,7 @@ from typing import Final
 from protocol import _checks
 from protocol.activations import FORMS
 from protocol.errors import ManifestError
-from protocol.limits import MAX_EPOCHS, MAX_TOKENS, MAX_VALUES
+from protocol.limits import MAX_EPOCHS, MAX_LANES, MAX_TOKENS, MAX_VALUES
 from protocol.tensors import TensorSpec
 
 
@@ -29,9 +29,11 @@ class SplitSpec:
     masked: bool = False  # an attention mask goes with the hidden states
     keep: float = 1.0
     drop: float = 0.0
+    scoring_epochs: int = 0  # passes of a copy with the body skipped, before it scores
     local_epochs: int = 0  # passes with the body skipped, before those over the stream
     noise: float = 0.0  # added to what leaves the device, of each token's root mean square
     form: str = "float32"  # of what crosses the cut; one of `activations.FORMS`
+    lanes: int = 1  # pieces of a batch that go through the body side by side
 
     def __post_init__(self) -> None:
         error = ManifestError
@@ -52,8 +54,15 @@ class SplitSpec:
         object.__setattr__(self, "drop", drop)
         noise = _checks.real("split.noise", self.noise, error, low=0.0)
         object.__setattr__(self, "noise", noise)
-        _checks.integer("split.local_epochs", self.local_epochs, 0, MAX_EPOCHS, error)
+        for name in ("scoring_epochs", "local_epochs"):
+            _checks.integer(f"split.{name}", getattr(self, name), 0, MAX_EPOCHS, error)
         _checks.one_of("split.form", self.form, FORMS, error)
+        _checks.integer("split.lanes", self.lanes, 1, MAX_LANES, error)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether samples are left out."""
+        return self.keep < 1 or self.drop > 0
 
     @property
     def entering(self) -> TensorSpec:

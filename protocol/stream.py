@@ -2,7 +2,8 @@
 """The messages of a split session: what a device and the server that holds the body say in turns.
 
     device                                server
-    open    job, round, client, nonce  →
+    open    job, round, client,
+            nonce, lane                →
                                        ←  ready    the last number that was answered, and limits
     forward number, rows: states       →
                                        ←  left     number: what the body made of them
@@ -12,7 +13,8 @@
 
 Numbers count a device's `forward` and `backward` messages from 1, together. A session may be
 opened again after a broken connection: `ready` then says which number was answered last, and a
-message that was answered already is answered again from memory.
+message that was answered already is answered again from memory. A client may have several sessions
+in a round, each on a lane: while one waits for its answer, another's message travels.
 
     offset          bytes  little-endian
     0               4      magic: FLSP
@@ -38,6 +40,7 @@ from protocol.limits import (
     MAX_BATCH_SIZE,
     MAX_CLIENT_LENGTH,
     MAX_HEADER_BYTES,
+    MAX_LANES,
     MAX_NONCE_LENGTH,
     MAX_REASON_LENGTH,
     MAX_ROUND,
@@ -53,13 +56,14 @@ METHOD: Final = "/fedloom.Split/Session"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Begins a session, or goes on with it. One a client and round."""
+    """Begins a session, or goes on with it. One a client, round and lane."""
 
     kind: Literal["open"] = "open"
     job: str
     round: int
     client: str
     nonce: str  # hex, from the plan
+    lane: int = 0
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -67,6 +71,7 @@ class Open:
         _checks.integer("round", self.round, 0, MAX_ROUND, error)
         _checks.text("client", self.client, MAX_CLIENT_LENGTH, error)
         _checks.hexadecimal("nonce", self.nonce, MIN_NONCE_LENGTH, MAX_NONCE_LENGTH, error)
+        _checks.integer("lane", self.lane, 0, MAX_LANES - 1, error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,7 @@ MESSAGE_OVERHEAD: Final = _PREFIX.size + MAX_HEADER_BYTES
 """What a message may be longer than its payload."""
 
 _FIELDS: Final[dict[str, tuple[type[StreamMessage], tuple[str, ...]]]] = {
-    "open": (Open, ("kind", "job", "round", "client", "nonce")),
+    "open": (Open, ("kind", "job", "round", "client", "nonce", "lane")),
     "ready": (Ready, ("kind", "answered")),
     **{
         kind: (States, ("kind", "number", "rows", "keep"))

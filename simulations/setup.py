@@ -104,8 +104,12 @@ def passes_per_round(setup: Setup) -> float:
 
 def local_passes_per_round(setup: Setup) -> float:
     """Of a split network, how often with the body skipped; elsewhere 0."""
+    if setup.split is None:
+        return 0.0
+    section = setup.job.split
     held, kept = _held_and_kept(setup)
-    return setup.job.split.local_epochs * sum(kept) / sum(held) if setup.split else 0.0
+    scoring = section.scoring_epochs if section.prunes else 0
+    return scoring + section.local_epochs * sum(kept) / sum(held)
 
 
 def client_flops(setup: Setup, samples: int) -> int:
@@ -115,7 +119,7 @@ def client_flops(setup: Setup, samples: int) -> int:
     if setup.split is None:
         return round(samples * through / batch)
     flops, section = setup.split.flops, setup.job.split
-    scores = flops.scores if section.keep < 1 or section.drop else 0
+    scores = flops.scores if section.prunes else 0
     local = flops.local * local_passes_per_round(setup)
     return round(samples * (scores + local + through) / batch)
 

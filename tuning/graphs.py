@@ -87,28 +87,62 @@ def compile_graph(
         answer = function(dict(zip(names, tensors, strict=True)))
         return tuple(answer[name] for name in outputs)
 
-    with _quiet():
-        try:
-            module = _traced(flat, examples) if has_gradients else _Wrapped(flat)
-            dynamic = None
-            if any_batch:
-                batch = torch.export.Dim("batch", min=1, max=65_536)
-                dynamic = (tuple({0: batch} if name in any_batch else None for name in names),)
-            program = torch.onnx.export(
-                module,
-                examples,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                dynamic_shapes=dynamic,
-            )
-            if program is None:
-                raise CompileError("the exporter gave no graph")
-            _simplify(program.model)
-        except (torch.onnx.OnnxExporterError, RuntimeError) as fault:
-            raise CompileError(
-                f"the step cannot be written as a plain ONNX graph: {_summary(fault)}"
-            ) from fault
+    module = traced(flat, examples) if has_gradients else _Wrapped(flat)
+    return exported_graph(module, inputs, outputs, any_batch=any_batch)
+
+
+def traced(
+    function: Callable[..., Any], examples: tuple[torch.Tensor, ...]
+) -> torch.fx.GraphModule:
+    """The single operations of a function of tensors, of the examples' shapes.
+
+    Raises:
+        CompileError: an operation cannot be traced.
+    """
+    from torch._decomp import core_aten_decompositions, get_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table = core_aten_decompositions()
+    aten = torch.ops.aten
+    table = {
+        **table,
+        **get_decompositions(
+            [aten.silu_backward, aten.empty_permuted, aten.embedding_dense_backward]
+        ),
+        aten.threshold_backward.default: _threshold_backward,
+    }
+    trace = make_fx(
+        function, tracing_mode="fake", decomposition_table=table, _allow_non_fake_inputs=True
+    )
+    with _as_compile_errors():
+        return trace(*examples).eval()
+
+
+def exported_graph(
+    module: nn.Module, inputs: Named, outputs: Sequence[str], *, any_batch: Sequence[str] = ()
+) -> onnx_ir.Model:
+    """An ONNX model of a module that takes the inputs in their order; as `compile_graph`.
+
+    Raises:
+        CompileError: an operation has no plain ONNX form.
+    """
+    names = list(inputs)
+    dynamic = None
+    if any_batch:
+        batch = torch.export.Dim("batch", min=1, max=65_536)
+        dynamic = (tuple({0: batch} if name in any_batch else None for name in names),)
+    with _as_compile_errors():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            dynamic_shapes=dynamic,
+        )
+        if program is None:
+            raise CompileError("the exporter gave no graph")
+        _simplify(program.model)
     model = program.model
     graph = model.graph
     if len(graph.inputs) != len(names) or len(graph.outputs) != len(outputs):
@@ -169,25 +203,6 @@ class _Wrapped(nn.Module):
         return self.function(*tensors)
 
 
-def _traced(function: Callable[..., Any], examples: tuple[torch.Tensor, ...]) -> nn.Module:
-    from torch._decomp import core_aten_decompositions, get_decompositions
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    table = core_aten_decompositions()
-    aten = torch.ops.aten
-    table = {
-        **table,
-        **get_decompositions(
-            [aten.silu_backward, aten.empty_permuted, aten.embedding_dense_backward]
-        ),
-        aten.threshold_backward.default: _threshold_backward,
-    }
-    traced = make_fx(
-        function, tracing_mode="fake", decomposition_table=table, _allow_non_fake_inputs=True
-    )(*examples)
-    return traced.eval()
-
-
 def _threshold_backward(
     gradient: torch.Tensor, answer: torch.Tensor, threshold: float
 ) -> torch.Tensor:
@@ -240,6 +255,18 @@ def _forget_origin(model: onnx_ir.Model) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+@contextmanager
+def _as_compile_errors() -> Iterator[None]:
+    """What torch and its exporter raise, as an error that says what it is about."""
+    with _quiet():
+        try:
+            yield
+        except (torch.onnx.OnnxExporterError, RuntimeError) as fault:
+            raise CompileError(
+                f"the step cannot be written as a plain ONNX graph: {_summary(fault)}"
+            ) from fault
 
 
 def _summary(fault: BaseException) -> str:

@@ -16,7 +16,8 @@ An entry of the cache holds two folders. `device` is what a bundle takes over:
 
     backbone.safetensors   frozen weights of the body
     forward.onnx           what leaves the body, any batch size
-    backward.onnx          the gradient at what entered it, any batch size
+    keeping.onnx           the same of `SERVER_ROWS`, and the values that the way back reads
+    backward.onnx          the gradient at what entered it, from those values
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ SERVER: Final = "server"
 DEVICE_GRAPHS: Final = {
     role: f"{role}.onnx" for role in ("head", "tail", "prompt", "local", "scores", "test")
 }
-SERVER_GRAPHS: Final = {role: f"{role}.onnx" for role in ("forward", "backward")}
+SERVER_GRAPHS: Final = {role: f"{role}.onnx" for role in ("forward", "keeping", "backward")}
+SERVER_ROWS: Final = 8
+"""Samples that the server's graphs with a way back take at once, whatever devices' batches have."""
 _MASK: Final = "attention_mask"
 
 
@@ -254,6 +257,7 @@ def _server_graphs(
     tuned: Tuned, flows: Mapping[str, torch.Tensor], leaving: torch.Tensor
 ) -> dict[str, Any]:
     from tuning import graphs, split_step
+    from tuning.graph_pair import compile_pair
     from tuning.ports import prefixed, split_names
 
     frozen = prefixed("frozen/", split_step.frozen_of(tuned, split_step.parts_of(tuned).body))
@@ -263,22 +267,27 @@ def _server_graphs(
         left = split_step.body_forward(tuned, given["frozen"], named["hidden"], given["mask"])
         return {"left": left}
 
-    def backward(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def there_and_back(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         given = split_names(named)
-        entered = split_step.body_backward(
+        left, entered = split_step.body_there_and_back(
             tuned, given["frozen"], named["hidden"], given["mask"], named["gradient"]
         )
-        return {"entered": entered}
+        return {"left": left, "entered": entered}
 
+    def rows(example: torch.Tensor) -> torch.Tensor:
+        return example.new_zeros((SERVER_ROWS, *example.shape[1:]))
+
+    keeping, backward = compile_pair(
+        there_and_back, frozen | {name: rows(flow) for name, flow in flows.items()},
+        {"gradient": rows(leaving)}, there=("left",), back=("entered",),
+    )  # fmt: skip
     return {
         "forward": graphs.compile_graph(
             forward, frozen | dict(flows), ("left",), has_gradients=False, any_batch=tuple(flows)
         ),
-        "backward": graphs.compile_graph(
-            backward, frozen | dict(flows) | {"gradient": leaving}, ("entered",),
-            has_gradients=True,
-        ),
-    }  # fmt: skip
+        "keeping": keeping,
+        "backward": backward,
+    }
 
 
 def _save(

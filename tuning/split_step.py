@@ -2,9 +2,10 @@
 """The pieces of a split training step as pure functions of named tensors.
 
 Put after one another they are `training_step` of the whole network, with head and body frozen:
-`head_forward`, the server's `body_forward`, `tail_step`, the server's `body_backward`,
-`prompt_step`. The device has all but the server's two. `training_step` of `short_way` is the step
-of SFPrompt's local-loss phase (arXiv 2407.17533), and `el2n_scores` what it prunes by.
+`head_forward`, the server's `body_forward`, `tail_step`, the server's way back (the second half of
+`body_there_and_back`), `prompt_step`. The device has all but the server's two. `training_step` of
+`short_way` is the step of SFPrompt's local-loss phase (arXiv 2407.17533), and `el2n_scores` what it
+prunes by.
 """
 
 from __future__ import annotations
@@ -71,13 +72,14 @@ def body_forward(tuned: Tuned, frozen: Named, hidden: torch.Tensor, masks: Masks
     return _run(tuned, parts_of(tuned).body, {}, frozen, hidden=hidden, **masks)
 
 
-def body_backward(
+def body_there_and_back(
     tuned: Tuned, frozen: Named, hidden: torch.Tensor, masks: Masks, gradient: torch.Tensor
-) -> torch.Tensor:
-    """The loss's gradient at what entered the body [B, T, D], from that at what left it."""
-    _, backward = vjp(lambda entering: body_forward(tuned, frozen, entering, masks), hidden)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What leaves the body, and the loss's gradient at what entered it, [B, T, D], from that at
+    what left."""
+    left, backward = vjp(lambda entering: body_forward(tuned, frozen, entering, masks), hidden)
     (entered,) = backward(gradient)
-    return entered
+    return left, entered
 
 
 def tail_answer(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from client_sdk.split import session_of
+from client_sdk.split import sessions_of
 from client_sdk.split_body import RemoteBody
 from coordinator.onnx_body import OnnxBody
 from coordinator.split_session import Engine, Session, Task, largest_message, run_tasks
@@ -21,6 +21,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.split_trainer import EVALUATION_ROWS, SplitTrainer
 from protocol.plan import Plan
 from protocol.split import SplitSpec
+from protocol.stream import Open
 from simulations.setup import Setup
 
 
@@ -45,6 +46,7 @@ class LocalBodies:
             self._engine = OnnxBody(setup.split.server)
         self._bundle = bundle
         self._loopback = Loopback(self._engine, self._spec, self._rows)
+        self._at_work = threading.Lock()
         self._on_loopback = simulation.stream == "loopback"
         self._streamed = (0, 0)
 
@@ -63,29 +65,34 @@ class LocalBodies:
 
     def tester(self) -> SplitTrainer:
         """For the coordinator, which has the body beside it: nothing is counted."""
-        return SplitTrainer(
-            self._bundle, local_body(self._engine, self._spec, most_rows=self._rows)
-        )
+        return SplitTrainer(self._bundle, self._beside())
 
     @contextmanager
-    def connect(self, plan: Plan) -> Iterator[RemoteBody]:
-        """A plan's session."""
+    def connect(self, plan: Plan) -> Iterator[list[RemoteBody]]:
+        """A plan's sessions, one a lane."""
         with ExitStack() as stack:
+            asked = sessions_of(plan, self._spec)
             if self._on_loopback:
-                body = stack.enter_context(self._loopback.session(plan))
+                lanes = [stack.enter_context(self._loopback.session(each)) for each in asked]
             else:
-                body = local_body(self._engine, self._spec, most_rows=self._rows)
+                lanes = [self._beside() for _ in asked]
             try:
-                yield body
+                yield lanes
             finally:
                 # What a client sent before it failed was sent all the same.
                 up, down = self._streamed
-                self._streamed = (up + body.sent_bytes, down + body.received_bytes)
+                self._streamed = (
+                    up + sum(lane.sent_bytes for lane in lanes),
+                    down + sum(lane.received_bytes for lane in lanes),
+                )
 
     def streamed(self) -> tuple[int, int]:
         """Bytes that clients sent and received since this was last asked."""
         since, self._streamed = self._streamed, (0, 0)
         return since
+
+    def _beside(self) -> RemoteBody:
+        return local_body(self._engine, self._spec, most_rows=self._rows, at_work=self._at_work)
 
 
 class Loopback:
@@ -114,16 +121,16 @@ class Loopback:
         self._thread.join(10)
 
     @contextmanager
-    def session(self, plan: Plan) -> Iterator[RemoteBody]:
-        """A client's end of a plan's session."""
+    def session(self, opened: Open) -> Iterator[RemoteBody]:
+        """A client's end of a session."""
         from client_sdk.split_stream import SplitStream
 
         most = largest_message(self._spec, self._most_rows)
         with SplitStream(
             f"127.0.0.1:{self._port}",
-            session_of(plan),
+            opened,
             max_bytes=most,
-            credentials=self._authority.client_credentials(plan.client),
+            credentials=self._authority.client_credentials(opened.client),
             server_name="server",
         ) as stream:
             yield RemoteBody(self._spec, stream, max_bytes=most)
@@ -145,8 +152,12 @@ class Loopback:
             await asyncio.to_thread(self._down.wait)
 
 
-def local_body(engine: Engine, spec: SplitSpec, *, most_rows: int) -> RemoteBody:
-    """A device's body with the server's session right behind it."""
+def local_body(
+    engine: Engine, spec: SplitSpec, *, most_rows: int, at_work: threading.Lock | None = None
+) -> RemoteBody:
+    """A device's body with the server's session right behind it; sessions that share an engine
+    share a lock, as a server does one pass at a time."""
+    at_work = at_work or threading.Lock()
     session = Session(spec, most_rows=most_rows)
 
     def exchange(blob: bytes) -> bytes:
@@ -154,7 +165,8 @@ def local_body(engine: Engine, spec: SplitSpec, *, most_rows: int) -> RemoteBody
         if not isinstance(task, Task):
             return task
         result: tuple[Any, Any]
-        (result,) = run_tasks(engine, [task])
+        with at_work:
+            (result,) = run_tasks(engine, [task])
         return session.answer(task, *result)
 
     return RemoteBody(spec, exchange, max_bytes=largest_message(spec, most_rows))

@@ -56,8 +56,8 @@ class Doubling:
         return [2 * gradient for kept, gradient in returning if kept == len(gradient)]
 
 
-def opened(client: str = "ada", *, round: int = 1, nonce: str = "ab" * 8) -> Open:
-    return Open(job="c" * 64, round=round, client=client, nonce=nonce)
+def opened(client: str = "ada", *, round: int = 1, nonce: str = "ab" * 8, lane: int = 0) -> Open:
+    return Open(job="c" * 64, round=round, client=client, nonce=nonce, lane=lane)
 
 
 @contextmanager
@@ -357,6 +357,33 @@ def test_messages_of_several_devices_go_through_in_one_pass() -> None:
     assert sum(count for _, count in engine.passes) == 12
     assert ("forward", 4) in engine.passes, "four devices of two rows each fit into one pass"
     assert max(count for _, count in engine.passes) == 4
+
+
+def test_lanes_of_one_device_do_not_wait_for_each_other() -> None:
+    engine = Doubling()
+    # Whoever waited for others' messages would wait beyond every time-out here.
+    limits = Limits(rows=8, linger_s=60.0)
+    with (
+        serving(engine, limits=limits) as address,
+        stream(address) as first,
+        stream(address, opened(lane=1)) as second,
+    ):
+        lanes = [body(first), body(second)]
+        for number, lane in enumerate(lanes, start=1):
+            assert np.array_equal(lane.forward(states(number), None, keep=True), states(2 * number))
+        for number, lane in enumerate(lanes, start=1):
+            assert np.array_equal(lane.backward(states(number)), states(2 * number))
+    assert engine.passes == [("forward", 1)] * 2 + [("backward", 1)] * 2
+
+
+def test_a_new_round_forgets_all_lanes_of_the_last() -> None:
+    with serving() as address:
+        for lane in (0, 1):
+            answers(address, pack_message(opened(lane=lane)), FORWARD)
+        answers(address, pack_message(opened(round=2)))
+        for lane in (0, 1):
+            (ready,) = answers(address, pack_message(opened(lane=lane)))
+            assert ready.answered == 0
 
 
 def test_the_certificate_says_who_a_device_is() -> None:

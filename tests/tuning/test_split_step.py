@@ -58,7 +58,7 @@ def split_training_step(
         tuned, spec, behind, split_step.state_of(state, behind), tail, left, masks, labels,
         weight, RATE,
     )  # fmt: skip
-    at_entered = split_step.body_backward(tuned, body, entered, masks, at_left)
+    _, at_entered = split_step.body_there_and_back(tuned, body, entered, masks, at_left)
     new_prompt, kept_prompt = split_step.prompt_step(
         tuned, spec, front, split_step.state_of(state, front), head, batch, at_entered, RATE
     )

@@ -16,7 +16,7 @@ from client_sdk.split_body import RemoteBody
 from coordinator.onnx_body import OnnxBody
 from edge_runtime.batches import batch_plan
 from edge_runtime.errors import TrainingError
-from edge_runtime.split_trainer import SplitTrainer, chosen, noised
+from edge_runtime.split_trainer import SplitTrainer, chosen, kept_count, noised
 from simulations.backends.split import local_body
 from tuning.split_body import TorchBody
 
@@ -31,8 +31,9 @@ def body_of(made: Any, engine: str) -> RemoteBody:
     return local_body(kind, made.bundle.manifest.split, most_rows=ROWS)
 
 
-def fitted(made: Any, engine: str, samples: int = 10, **options: Any) -> Any:
-    trainer = SplitTrainer(made.bundle, body_of(made, engine), threads=1)
+def fitted(made: Any, engine: str, samples: int = 10, *, lanes: int = 1, **options: Any) -> Any:
+    bodies = [body_of(made, engine) for _ in range(lanes)]
+    trainer = SplitTrainer(made.bundle, *bodies, threads=1)
     given = {"learning_rate": 0.05, "epochs": 2, "seed": 3, **options}
     return trainer.fit(made.start(size=0.1), made.data(samples), **given)
 
@@ -76,6 +77,30 @@ def test_evaluation_is_that_of_the_whole_network(
     assert found["loss"] == pytest.approx(float(entropies.mean()), abs=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "lanes"), [("image", 2), ("text", 3), ("image", 8)])
+def test_lanes_change_nothing_but_who_waits(make_split: Make, kind: str, lanes: int) -> None:
+    made = make_split("1+0", kind=kind, optimizer="sgd" if kind == "image" else "adamw")
+    # Batches of four, and one of two at the end: some lanes have nothing to carry.
+    one, first = fitted(made, "onnx")
+    several, second = fitted(made, "onnx", lanes=lanes)
+    for name, value in one.items():
+        np.testing.assert_allclose(several[name], value, rtol=0, atol=1e-5, err_msg=name)
+    assert second == pytest.approx(first, abs=1e-5)
+    bodies = [body_of(made, "onnx") for _ in range(lanes)]
+    trainer = SplitTrainer(made.bundle, *bodies, threads=1)
+    assert trainer.evaluate(one, made.data(5)) == pytest.approx(
+        trainer.through(bodies[0]).evaluate(one, made.data(5)), abs=1e-5
+    )
+    assert [body.sent_bytes > 0 for body in bodies] == [place < 5 for place in range(lanes)]
+
+
+def test_noise_is_the_same_on_any_lanes(make_split: Make) -> None:
+    made = make_split("1+0", noise=0.5)
+    one, several = (fitted(made, "onnx", lanes=lanes)[0] for lanes in (1, 3))
+    for name, value in one.items():
+        np.testing.assert_allclose(several[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
 def test_phases_leave_out_samples_and_train_without_the_body(make_split: Make) -> None:
     plain = make_split("1+0")
     halved = make_split("1+0", keep=0.5)
@@ -95,6 +120,26 @@ def test_phases_leave_out_samples_and_train_without_the_body(make_split: Make) -
     assert calls["warmed"] == calls["halved"]
     prompt = "vit.embeddings.prompt"
     assert not np.array_equal(results["warmed"][0][prompt], results["halved"][0][prompt])
+
+
+def test_a_copy_learns_without_the_body_before_it_scores(
+    make_split: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[np.ndarray] = []
+
+    def choosing(scores: np.ndarray, keep: float, drop: float) -> np.ndarray:
+        judged.append(scores)
+        return np.arange(kept_count(len(scores), keep, drop))
+
+    monkeypatch.setattr("edge_runtime.split_trainer.chosen", choosing)
+    learned, plain = (make_split("1+0", keep=0.5, scoring_epochs=count) for count in (3, 0))
+    found, again = fitted(learned, "onnx"), fitted(plain, "onnx")
+    trainer = SplitTrainer(plain.bundle, body_of(plain, "onnx"), threads=1)
+    came = trainer.scores(plain.start(size=0.1), plain.data(10))
+    np.testing.assert_allclose(judged[1], came, rtol=0, atol=1e-6)
+    assert judged[0].mean() < judged[1].mean() - 0.01, "the copy makes fewer mistakes"
+    for name, value in again[0].items():
+        assert np.array_equal(found[0][name], value), "of the copy nothing is left"
 
 
 def test_the_kept_are_those_with_the_highest_scores(make_split: Make) -> None:
@@ -152,10 +197,10 @@ def test_smaller_forms_train_nearly_alike(make_split: Make, form: str) -> None:
 def test_noise_is_of_a_share_of_each_token() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((3, 5, 4000)).astype(np.float32) * [[[1], [2], [3], [4], [5]]]
-    found = noised(hidden.astype(np.float32), 0.5, rng) - hidden
+    noise = rng.standard_normal(hidden.shape)
+    found = noised(hidden, 0.5, noise) - hidden
     for token in range(5):
         assert found[:, token].std() == pytest.approx(0.5 * (token + 1), rel=0.05)
-    assert noised(hidden, 0.0, rng) is hidden
 
 
 def test_noise_changes_what_is_learned_and_is_drawn_from_the_seed(make_split: Make) -> None:
