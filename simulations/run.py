@@ -102,7 +102,7 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
     """
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
-    split = compile_split(recipe) if job.is_split else None
+    split = compile_split(recipe, lanes=job.split.lanes) if job.is_split else None
     compiled = split.device if split else compile_recipe(recipe)
     spec = split_spec(job, split) if split else None
     names = dataset.class_names

@@ -79,7 +79,7 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     )
     recipe = recipe_of(job, len(dataset.class_names))
     progress.stage("compiling the training step")
-    split = compile_split(recipe) if job.is_split else None
+    split = compile_split(recipe, lanes=job.split.lanes) if job.is_split else None
     compiled = split.device if split else compile_recipe(recipe)
     return Setup(
         job=job,

@@ -308,7 +308,7 @@ def make_split(
         if job.hash() not in known:
             classes = IMAGE_CLASSES if kind == "image" else TEXT_CLASSES
             recipe = recipe_of(job, classes)
-            compiled = compile_split(recipe)
+            compiled = compile_split(recipe, lanes=section.lanes)
             spec = split_spec(job, compiled)
             names = [f"c{number}" for number in range(classes)]
             folder = tmp_path_factory.mktemp("bundles") / "bundle"

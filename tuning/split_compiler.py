@@ -16,7 +16,7 @@ An entry of the cache holds two folders. `device` is what a bundle takes over:
 
     backbone.safetensors   frozen weights of the body
     forward.onnx           what leaves the body, any batch size
-    keeping.onnx           the same of `SERVER_ROWS`, and the values that the way back reads
+    keeping.onnx           the same of a piece of a batch, and the values that the way back reads
     backward.onnx          the gradient at what entered it, from those values
 """
 
@@ -46,8 +46,6 @@ DEVICE_GRAPHS: Final = {
     role: f"{role}.onnx" for role in ("head", "tail", "prompt", "local", "scores", "test")
 }
 SERVER_GRAPHS: Final = {role: f"{role}.onnx" for role in ("forward", "keeping", "backward")}
-SERVER_ROWS: Final = 8
-"""Samples that the server's graphs with a way back take at once, whatever devices' batches have."""
 _MASK: Final = "attention_mask"
 
 
@@ -79,13 +77,17 @@ class SplitCompiled:
     flops: DeviceFlops
 
 
-def compile_split(recipe: Recipe, cache: Path | None = None) -> SplitCompiled:
+def compile_split(recipe: Recipe, cache: Path | None = None, *, lanes: int = 1) -> SplitCompiled:
     """The compiled form of a recipe whose method cuts the network: from the cache, or made now.
+
+    The server's graphs with a way back are for pieces of a batch, one a lane.
 
     Raises: as `compile_recipe`.
     """
     recipe.checked_method()
-    folder = cached(f"split-{recipe.digest()}", lambda work: _compile_into(work, recipe), cache)
+    rows = -(-recipe.training.batch_size // lanes)
+    digest = f"split-{recipe.digest()}-{rows}"
+    folder = cached(digest, lambda work: _compile_into(work, recipe, rows), cache)
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     return SplitCompiled(
         device=read_description(folder / DEVICE, info["device"]),
@@ -97,7 +99,7 @@ def compile_split(recipe: Recipe, cache: Path | None = None) -> SplitCompiled:
     )
 
 
-def _compile_into(folder: Path, recipe: Recipe) -> None:
+def _compile_into(folder: Path, recipe: Recipe, rows: int) -> None:
     import torch
 
     from tuning import split_step
@@ -130,7 +132,7 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     )
     server = folder / SERVER
     server.mkdir()
-    _save(server, _server_graphs(tuned, flows, leaving), SERVER_GRAPHS, body, {})
+    _save(server, _server_graphs(tuned, flows, leaving, rows), SERVER_GRAPHS, body, {})
     flops = device_flops(tuned, recipe.training, examples)
     whole = sum(value.numel() for value in (*tensors.values(), *tuned.frozen().values()))
     info = {
@@ -254,7 +256,7 @@ def _device_graphs(
 
 
 def _server_graphs(
-    tuned: Tuned, flows: Mapping[str, torch.Tensor], leaving: torch.Tensor
+    tuned: Tuned, flows: Mapping[str, torch.Tensor], leaving: torch.Tensor, rows: int
 ) -> dict[str, Any]:
     from tuning import graphs, split_step
     from tuning.graph_pair import compile_pair
@@ -274,12 +276,12 @@ def _server_graphs(
         )
         return {"left": left, "entered": entered}
 
-    def rows(example: torch.Tensor) -> torch.Tensor:
-        return example.new_zeros((SERVER_ROWS, *example.shape[1:]))
+    def piece(example: torch.Tensor) -> torch.Tensor:
+        return example.new_zeros((rows, *example.shape[1:]))
 
     keeping, backward = compile_pair(
-        there_and_back, frozen | {name: rows(flow) for name, flow in flows.items()},
-        {"gradient": rows(leaving)}, there=("left",), back=("entered",),
+        there_and_back, frozen | {name: piece(flow) for name, flow in flows.items()},
+        {"gradient": piece(leaving)}, there=("left",), back=("entered",),
     )  # fmt: skip
     return {
         "forward": graphs.compile_graph(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from simulations.benchmarks.split_accuracy import HALF, Reached, gap_figure, gap_job
 from simulations.benchmarks.split_costs import (
     VIT_B,
     VIT_L,
@@ -19,11 +20,8 @@ from simulations.benchmarks.split_costs import (
     traffic_share,
 )
 from simulations.benchmarks.split_exact import plain_split_parity, split_parity
-from simulations.benchmarks.split_speed import (
-    slow_loris_p99_ms,
-    split_batching_ratio,
-    split_rate_ratio,
-)
+from simulations.benchmarks.split_load import slow_loris_p99_ms, split_batching_ratio
+from simulations.benchmarks.split_rate import Case, split_rate_ratio
 from simulations.progress import SilentProgress
 from tuning.backbones import load_backbone
 from tuning.flops import ViTShape
@@ -83,10 +81,10 @@ def test_known_identities_hold(tiny_vit: Path, cache_of_the_session: Path) -> No
 def test_the_rate_is_measured_over_a_real_stream(
     tiny_vit: Path, cache_of_the_session: Path
 ) -> None:
-    rate = split_rate_ratio(
-        QUIET, backbone=tiny_vit, cut="1+0", steps=2, repetitions=1, engines=["torch"]
-    )
+    case = Case(name="tiny ViT", batch=4, steps=2, repetitions=1, cut="1+0")
+    rate = split_rate_ratio(QUIET, small=case, base=None, backbone=tiny_vit, engines=["torch"])
     assert rate.value > 0
+    assert "torch body, 2 lanes" in rate.note
 
 
 @pytest.mark.long
@@ -97,3 +95,18 @@ def test_load_is_measured_over_real_streams(tiny_vit: Path, cache_of_the_session
     assert batching.value > 0
     loris = slow_loris_p99_ms(QUIET, backbone=tiny_vit, uploads=5, steps=3)
     assert "beside 5 half-open uploads" in loris.note
+
+
+def test_the_gap_holds_within_its_points_and_bytes() -> None:
+    full = [Reached(0.88, 1_000), Reached(0.86, 1_000)]
+    near = gap_figure(full, [Reached(0.87, 400), Reached(0.86, 500)])
+    assert near.value == pytest.approx(0.5) and near.holds is True
+    assert "at 0.450 of its bytes" in near.note
+    assert gap_figure(full, [Reached(0.87, 500), Reached(0.86, 500)]).holds is False
+    assert gap_figure(full, [Reached(0.85, 400), Reached(0.86, 400)]).holds is False
+
+
+def test_both_sides_of_the_gap_see_the_same_data_and_rounds() -> None:
+    full, half = gap_job(3), gap_job(3, split=HALF)
+    assert (full.data, full.rounds, full.job) == (half.data, half.rounds, half.job)
+    assert half.split.keep == 0.5 and half.is_split and not full.is_split
