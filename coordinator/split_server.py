@@ -22,10 +22,10 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-from coordinator.split_session import Engine, Session, Task, alike, largest_message, run_tasks
+from coordinator.split_session import Engine, Session, Task, alike, run_tasks
 from protocol.errors import ProtocolError
 from protocol.limits import MAX_REASON_LENGTH
-from protocol.split import SplitSpec
+from protocol.split import SplitSpec, largest_message
 from protocol.stream import (
     METHOD,
     Close,

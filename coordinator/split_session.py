@@ -13,10 +13,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from protocol.activations import decode_mask, decode_states, encode_states, encoded_bytes
+from protocol.activations import decode_mask, decode_states, encode_states
 from protocol.errors import MalformedError, ProtocolError
-from protocol.split import SplitSpec
-from protocol.stream import MESSAGE_OVERHEAD, States, pack_message, unpack_message
+from protocol.split import SplitSpec, largest_message
+from protocol.stream import States, pack_message, unpack_message
 
 MASKED: Final = -10_000.0  # what hides a token of a text, added to attention scores
 
@@ -125,10 +125,3 @@ def run_tasks(engine: Engine, tasks: Sequence[Task]) -> list[tuple[np.ndarray, A
 def alike(one: Task, other: Task) -> bool:
     """Whether two tasks can be done in one pass."""
     return (one.message.kind, one.message.keep) == (other.message.kind, other.message.keep)
-
-
-def largest_message(spec: SplitSpec, rows: int) -> int:
-    """Bytes of the largest message, either way, of so many samples."""
-    sizes = [encoded_bytes(each, rows, spec.form) for each in (spec.entering, spec.leaving)]
-    mask = rows * spec.mask.size if spec.masked else 0
-    return max(sizes) + mask + MESSAGE_OVERHEAD

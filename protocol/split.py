@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol import _checks
-from protocol.activations import FORMS
+from protocol.activations import FORMS, encoded_bytes
 from protocol.errors import ManifestError
 from protocol.limits import MAX_EPOCHS, MAX_LANES, MAX_TOKENS, MAX_VALUES
+from protocol.stream import MESSAGE_OVERHEAD
 from protocol.tensors import TensorSpec
 
 
@@ -90,3 +91,10 @@ class SplitSpec:
 
 
 _FIELDS: Final = tuple(SplitSpec.__dataclass_fields__)
+
+
+def largest_message(spec: SplitSpec, rows: int) -> int:
+    """Bytes of the largest message, either way, of so many samples."""
+    sizes = [encoded_bytes(each, rows, spec.form) for each in (spec.entering, spec.leaving)]
+    mask = rows * spec.mask.size if spec.masked else 0
+    return max(sizes) + mask + MESSAGE_OVERHEAD

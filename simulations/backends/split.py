@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from client_sdk.split import sessions_of
+from client_sdk.split import SplitAddress, connect
 from client_sdk.split_body import RemoteBody
 from coordinator.onnx_body import OnnxBody
-from coordinator.split_session import Engine, Session, Task, largest_message, run_tasks
+from coordinator.split_session import Engine, Session, Task, run_tasks
 from edge_runtime.bundle import Bundle
 from edge_runtime.split_trainer import EVALUATION_ROWS, SplitTrainer
 from protocol.plan import Plan
-from protocol.split import SplitSpec
-from protocol.stream import Open
+from protocol.split import SplitSpec, largest_message
 from simulations.setup import Setup
 
 
@@ -52,12 +51,12 @@ class LocalBodies:
 
     def __enter__(self) -> LocalBodies:
         if self._on_loopback:
-            self._loopback.start()
+            self._loopback.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._on_loopback:
-            self._loopback.stop()
+            self._loopback.__exit__()
 
     def trainer(self) -> SplitTrainer:
         """For clients, who find the body through `connect`."""
@@ -71,11 +70,11 @@ class LocalBodies:
     def connect(self, plan: Plan) -> Iterator[list[RemoteBody]]:
         """A plan's sessions, one a lane."""
         with ExitStack() as stack:
-            asked = sessions_of(plan, self._spec)
             if self._on_loopback:
-                lanes = [stack.enter_context(self._loopback.session(each)) for each in asked]
+                where = self._loopback.where(plan.client)
+                lanes = stack.enter_context(connect(plan, where, self._spec, most_rows=self._rows))
             else:
-                lanes = [self._beside() for _ in asked]
+                lanes = [self._beside() for _ in range(self._spec.lanes)]
             try:
                 yield lanes
             finally:
@@ -96,7 +95,10 @@ class LocalBodies:
 
 
 class Loopback:
-    """A split server on a thread of this process, under a throw-away authority."""
+    """A split server on a thread of this process, under a throw-away authority.
+
+    Use as a context manager.
+    """
 
     def __init__(self, engine: Engine, spec: SplitSpec, most_rows: int) -> None:
         self._engine = engine
@@ -106,34 +108,28 @@ class Loopback:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._port = 0
 
-    def start(self) -> None:
-        """Gives back once the server listens. Raises: TimeoutError."""
+    def __enter__(self) -> Loopback:
         from simulations.throwaway import Authority
 
-        self._authority = Authority()
+        self.authority = Authority()
         self._thread.start()
         if not self._up.wait(30):
             raise TimeoutError("the split server on loopback did not come up within 30 s")
+        return self
 
-    def stop(self) -> None:
-        """Ends the server."""
+    def __exit__(self, *_: object) -> None:
         self._down.set()
         self._thread.join(10)
 
-    @contextmanager
-    def session(self, opened: Open) -> Iterator[RemoteBody]:
-        """A client's end of a session."""
-        from client_sdk.split_stream import SplitStream
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self._port}"
 
-        most = largest_message(self._spec, self._most_rows)
-        with SplitStream(
-            f"127.0.0.1:{self._port}",
-            opened,
-            max_bytes=most,
-            credentials=self._authority.client_credentials(opened.client),
-            server_name="server",
-        ) as stream:
-            yield RemoteBody(self._spec, stream, max_bytes=most)
+    def where(self, client: str) -> SplitAddress:
+        """What a client called so needs to connect."""
+        credentials = self.authority.client_credentials(client)
+        return SplitAddress(address=self.address, credentials=credentials, server_name="server")
 
     async def _serve(self) -> None:
         from coordinator.split_server import Limits, SplitServer
@@ -144,7 +140,7 @@ class Loopback:
             self._spec,
             lambda opened: "",
             Limits(rows=self._most_rows),
-            credentials=self._authority.server_credentials(),
+            credentials=self.authority.server_credentials(),
         )
         async with server:
             self._port = server.port

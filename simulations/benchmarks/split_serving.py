@@ -16,11 +16,10 @@ from client_sdk.split_body import RemoteBody
 from client_sdk.split_stream import SplitStream
 from coordinator.bundles import recipe_of, split_spec, write_bundle
 from coordinator.job import Job
-from coordinator.split_session import largest_message
 from edge_runtime import open_bundle
 from edge_runtime.bundle import Bundle
 from protocol.signing import new_key
-from protocol.split import SplitSpec
+from protocol.split import SplitSpec, largest_message
 from protocol.stream import Open
 from simulations.setup import load_job_data
 from simulations.throwaway import Authority

@@ -19,8 +19,7 @@ from client_sdk.errors import SplitError
 from client_sdk.split_body import RemoteBody
 from client_sdk.split_stream import SplitStream
 from coordinator.split_server import Limits, SplitServer
-from coordinator.split_session import largest_message
-from protocol.split import SplitSpec
+from protocol.split import SplitSpec, largest_message
 from protocol.stream import METHOD, Close, Open, States, pack_message, unpack_message
 from simulations.throwaway import Authority
 
