@@ -250,6 +250,8 @@ class SplitServer:
                 del streams[opened.client]
             if entry.stream is stream:
                 entry.stream, entry.left_at = None, time.monotonic()
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._limits.resume_s, self._forget_the_lost)
 
     async def _converse(self, context: Any, entry: _Entry, stream: object) -> None:
         """Message by message, until the device closes, breaks off or says what cannot be."""
@@ -298,10 +300,8 @@ class SplitServer:
 
     def _entry(self, opened: Open) -> _Entry:
         """The session of a client, round and lane: as it was left, or a new one."""
-        now = time.monotonic()
-        for key, old in list(self._entries.items()):
-            late = old.stream is None and now - old.left_at > self._limits.resume_s
-            if late or (key[0] == opened.client and key[1] < opened.round):
+        for key in list(self._entries):
+            if key[0] == opened.client and key[1] < opened.round:
                 del self._entries[key]
         key = (opened.client, opened.round, opened.lane)
         entry = self._entries.get(key)
@@ -311,6 +311,13 @@ class SplitServer:
                 session=session, client=opened.client, nonce=opened.nonce
             )
         return entry
+
+    def _forget_the_lost(self) -> None:
+        """Sessions that nobody came back to, with all that was kept for their way back."""
+        last = time.monotonic() - self._limits.resume_s
+        for key, entry in list(self._entries.items()):
+            if entry.stream is None and entry.left_at <= last:
+                del self._entries[key]
 
     def _forget(self, entry: _Entry) -> None:
         for key, known in list(self._entries.items()):

@@ -30,7 +30,12 @@ DEVICE = Path(__file__).with_name("split_device.py")
 
 def make_job(backbone: list[str]) -> Job:
     """The shipped SFPrompt job, for four clients with digits."""
-    chosen = ["data.dataset=digits", "data.clients=4", "data.partition=iid", "rounds.count=2"]
+    chosen = [
+        "data.dataset=digits",
+        "data.clients=4",
+        "rounds.clients_per_round=0",
+        "rounds.count=2",
+    ]
     if backbone:
         chosen += ["backbone.name=", f"backbone.path={backbone[0]}", "method.cut=1+0"]
     return load_job(DEVICE.with_name("fashion-sfprompt.toml"), [*chosen, "split.lanes=2"])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -269,6 +270,36 @@ def test_another_nonce_is_another_session() -> None:
         assert ready.answered == 0
         (ready,) = answers(address, pack_message(opened(nonce="cd" * 8, round=2)))
         assert ready.answered == 0
+
+
+def test_what_was_kept_for_a_device_that_vanished_is_freed() -> None:
+    class Keeping(Doubling):
+        """What it keeps can be watched."""
+
+        def forward(self, *arguments: Any, **options: Any) -> list[tuple[np.ndarray, Any]]:
+            answers = super().forward(*arguments, **options)
+            kept = np.zeros(8)
+            watched.append(weakref.ref(kept))
+            return [(left, kept) for left, _ in answers]
+
+    watched: list[weakref.ref[np.ndarray]] = []
+    limits = Limits(rows=8, resume_s=0.3)
+    with serving(Keeping(), limits=limits) as address:
+        channel, call, say = raw_call(address)
+        for blob in (OPEN, FORWARD):
+            say(blob)
+            next(call)
+        assert watched[0]() is not None
+        channel.close()  # the connection is gone, and nobody opens another
+        assert eventually(lambda: watched[0]() is None)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether something comes to hold."""
+    last = time.monotonic() + seconds
+    while not holds() and time.monotonic() < last:
+        time.sleep(0.02)
+    return holds()
 
 
 def test_a_closed_session_is_forgotten() -> None:

@@ -51,6 +51,13 @@ def test_jobs_beside_fedins_differ_in_method_merger_and_rate_only() -> None:
     assert len({replace(job.training, learning_rate=1.0) for job in jobs}) == 1
 
 
+def test_jobs_beside_sfprompt_have_its_data_and_rounds() -> None:
+    names = ("sfprompt", "few-lora", "few-head", "few-full")
+    jobs = [load_job(EXAMPLES / f"fashion-{name}.toml") for name in names]
+    assert len({(job.data, job.backbone, job.rounds) for job in jobs}) == 1
+    assert len({job.method.name for job in jobs}) == 4
+
+
 def test_updates_jobs_differ_in_how_updates_travel_and_are_merged_only() -> None:
     jobs = [load_job(path) for path in JOBS if path.stem.startswith("updates-")]
     assert len(jobs) == 5
