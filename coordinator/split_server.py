@@ -103,17 +103,17 @@ class Batcher:
                 await self._arrived.wait()
                 if len({waiting.client for waiting in self._waiting}) < len(self.streams):
                     await asyncio.sleep(self._limits.linger_s)
-                together = self._next()
+                # Not kept by a name here: what a pass leaves belongs to its sessions alone.
+                await self._pass(loop, self._next())
                 if not self._waiting:
                     self._arrived.clear()
-                if not together:
-                    continue
-                await self._pass(loop, together)
         finally:
             self._thread.shutdown(wait=False)
 
     async def _pass(self, loop: asyncio.AbstractEventLoop, together: Sequence[_Waiting]) -> None:
         """Everybody's answer; one device's message must not end the others' sessions."""
+        if not together:
+            return
         tasks = [waiting.task for waiting in together]
         try:
             results = await loop.run_in_executor(self._thread, run_tasks, self._engine, tasks)
