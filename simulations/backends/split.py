@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from client_sdk.split import SplitAddress, connect
-from client_sdk.split_body import RemoteBody
+from client_sdk.split_body import Exchange, RemoteBody
 from coordinator.onnx_body import OnnxBody
 from coordinator.split_session import Engine, Session, Task, run_tasks
 from edge_runtime.bundle import Bundle
@@ -153,7 +153,14 @@ def local_body(
 ) -> RemoteBody:
     """A device's body with the server's session right behind it; sessions that share an engine
     share a lock, as a server does one pass at a time."""
-    at_work = at_work or threading.Lock()
+    exchange = local_exchange(engine, spec, most_rows, at_work or threading.Lock())
+    return RemoteBody(spec, exchange, max_bytes=largest_message(spec, most_rows))
+
+
+def local_exchange(
+    engine: Engine, spec: SplitSpec, most_rows: int, at_work: threading.Lock
+) -> Exchange:
+    """What a stream does, without one: a session answers each message at once."""
     session = Session(spec, most_rows=most_rows)
 
     def exchange(blob: bytes) -> bytes:
@@ -165,4 +172,4 @@ def local_body(
             (result,) = run_tasks(engine, [task])
         return session.answer(task, *result)
 
-    return RemoteBody(spec, exchange, max_bytes=largest_message(spec, most_rows))
+    return exchange

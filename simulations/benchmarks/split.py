@@ -12,7 +12,7 @@ from simulations.benchmarks.split_costs import device_flops_share, traffic_share
 from simulations.benchmarks.split_exact import plain_split_parity, split_parity
 from simulations.benchmarks.split_load import slow_loris_p99_ms, split_batching_ratio
 from simulations.benchmarks.split_privacy import reconstruction_psnr_db
-from simulations.benchmarks.split_rate import BASE, SMALL, split_rate_ratio
+from simulations.benchmarks.split_rate import BASE, SMALL, split_lanes_ratio, split_rate_ratio
 from simulations.progress import ProgressListener
 
 
@@ -32,6 +32,7 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
             small=replace(SMALL, repetitions=2) if quick else SMALL,
             base=None if quick else BASE,
         ),
+        split_lanes_ratio(progress),
         split_batching_ratio(progress, repetitions=1 if quick else 5),
         slow_loris_p99_ms(progress, uploads=100 if quick else 1_000),
         measured_if_possible(

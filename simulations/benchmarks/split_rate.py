@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,17 +15,22 @@ from typing import Final
 
 import numpy as np
 
+from client_sdk.split_body import Exchange, RemoteBody
 from edge_runtime import preprocess
 from edge_runtime.split_trainer import SplitTrainer
 from edge_runtime.trainer import initial_state
 from edge_runtime.training_loop import TrainingLoop, batch_of
+from protocol.split import largest_message
+from simulations.backends.split import local_exchange
 from simulations.benchmarks.device_step import save_vit_base
 from simulations.benchmarks.figure import Figure, figure
+from simulations.benchmarks.runs import torch_threads
 from simulations.benchmarks.split_exact import split_job
-from simulations.benchmarks.split_serving import THREADS, Made, made, serving
+from simulations.benchmarks.split_serving import ROWS, THREADS, Made, made, serving
 from simulations.progress import ProgressListener
 from simulations.setup import load_job_data
 from tuning.compiler import compile_recipe
+from tuning.split_body import TorchBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,71 @@ def split_rate_ratio(
         target=">= 0.85",
         note="; ".join(words),
     )
+
+
+def split_lanes_ratio(
+    progress: ProgressListener,
+    *,
+    case: Case = SMALL,
+    backbone: Path | None = None,
+    megabits: float = 100.0,
+) -> Figure:
+    """`split_lanes_ratio`: steps a second on two lanes, of those on one, over an emulated link.
+
+    What is sent waits its turn and as long as the link would take for it, each way by itself; the
+    body is torch's, in this process.
+    """
+    progress.stage("split: lanes over a slow link")
+    samples = case.batch * case.steps
+    job = split_job(backbone, batch=case.batch, cut=case.cut, samples=samples, clients=1)
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    with torch_threads(1), made(job) as split:
+        engine, at_work = TorchBody(split.recipe.build()[1]), threading.Lock()
+        link = _Link(megabits)
+        ways = {}
+        for count in taken:
+            bodies = [
+                RemoteBody(
+                    split.spec,
+                    link.around(local_exchange(engine, split.spec, ROWS, at_work)),
+                    max_bytes=largest_message(split.spec, ROWS),
+                )
+                for _ in range(count)
+            ]
+            trainer = SplitTrainer(split.bundle, *bodies, threads=1)
+            ways[count] = _split(trainer, _data(split, case), case)
+        for number in range(case.repetitions + 1):
+            for count, run in ways.items():
+                began = time.perf_counter()
+                run()
+                if number:
+                    taken[count].append(time.perf_counter() - began)
+    pairs = zip(taken[1], taken[2], strict=True)
+    return figure(
+        "split_lanes_ratio",
+        median(one / two for one, two in pairs),
+        note=f"{case.name}, cut {case.cut}, batch {case.batch}, {megabits:g} Mbit/s each way: "
+        f"{case.steps / median(taken[1]):.1f} steps/s on one lane",
+    )
+
+
+class _Link:
+    """Two ways of so many megabits a second, which messages share."""
+
+    def __init__(self, megabits: float) -> None:
+        self._seconds = 8 / (megabits * 1e6)  # a byte
+        self._up, self._down = threading.Lock(), threading.Lock()
+
+    def around(self, exchange: Exchange) -> Exchange:
+        def delayed(blob: bytes) -> bytes:
+            with self._up:
+                time.sleep(self._seconds * len(blob))
+            answer = exchange(blob)
+            with self._down:
+                time.sleep(self._seconds * len(answer))
+            return answer
+
+        return delayed
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from simulations.benchmarks.split_costs import (
 )
 from simulations.benchmarks.split_exact import plain_split_parity, split_parity
 from simulations.benchmarks.split_load import slow_loris_p99_ms, split_batching_ratio
-from simulations.benchmarks.split_rate import Case, split_rate_ratio
+from simulations.benchmarks.split_rate import Case, split_lanes_ratio, split_rate_ratio
 from simulations.progress import SilentProgress
 from tuning.backbones import load_backbone
 from tuning.flops import ViTShape
@@ -85,6 +85,8 @@ def test_the_rate_is_measured_over_a_real_stream(
     rate = split_rate_ratio(QUIET, small=case, base=None, backbone=tiny_vit, engines=["torch"])
     assert rate.value > 0
     assert "torch body, 2 lanes" in rate.note
+    lanes = split_lanes_ratio(QUIET, case=case, backbone=tiny_vit, megabits=1.0)
+    assert lanes.value > 1, "transfers wait long enough here to be worth overlapping"
 
 
 @pytest.mark.long
