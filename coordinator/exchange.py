@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -156,18 +157,9 @@ def exchange(
             answers.downlink_bytes += len(blob)
             yield Outgoing(client, task, blob)
 
-    def refuse(client: str, failure: Failure) -> None:
-        answers.rejections.append(
-            Rejection(client=client, round=number, code=failure.code, reason=failure.reason)
-        )
-
-    for client, answer in in_order(clients, run.link.exchange(outgoing()), refuse):
-        if isinstance(answer, Failure):
-            refuse(client, answer)
-            continue
-        answers.uplink_bytes += len(answer)
+    def expected(client: str) -> Expected:
         rank = sent.rank_of(client)
-        expected = Expected(
+        return Expected(
             job=run.hash,
             round=number,
             nonce=nonces[client],
@@ -178,22 +170,67 @@ def exchange(
             max_samples=run.job.aggregation.max_client_samples,
             seeds=round_seeds(run.hash, number),
         )
-        verdict = admit(answer, expected=expected)
+
+    def counts(client: str, answer: bytes | Failure) -> bool:
+        return client in nonces and not (
+            isinstance(answer, Failure)
+            or isinstance(admit(answer, expected=expected(client)), Rejection)
+        )
+
+    def refuse(client: str, failure: Failure) -> None:
+        answers.rejections.append(
+            Rejection(client=client, round=number, code=failure.code, reason=failure.reason)
+        )
+
+    arriving = run.link.exchange(outgoing())
+    silent = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
+    quorum = run.job.rounds.quorum if task == "fit" else 0
+    if 0 < quorum < len(clients):
+        arriving = until_quorum(arriving, quorum, counts)
+        silent = Failure(
+            code=RejectionCode.LATE, reason=f"the round had {quorum} valid updates before"
+        )
+    for client, answer in in_order(clients, arriving, refuse, silent):
+        if isinstance(answer, Failure):
+            refuse(client, answer)
+            continue
+        answers.uplink_bytes += len(answer)
+        verdict = admit(answer, expected=expected(client))
         if isinstance(verdict, Rejection):
             answers.rejections.append(verdict)
         else:
             yield verdict, len(answer)
 
 
+def until_quorum(
+    answers: Generator[tuple[str, bytes | Failure]],
+    quorum: int,
+    counts: Callable[[str, bytes | Failure], bool],
+) -> Generator[tuple[str, bytes | Failure]]:
+    """Answers as they come, up to the one with which so many clients have one that counts.
+
+    A second answer of a client never counts.
+    """
+    counted: set[str] = set()
+    with closing(answers):
+        for client, answer in answers:
+            yield client, answer
+            if client not in counted and counts(client, answer):
+                counted.add(client)
+            if len(counted) == quorum:
+                return
+
+
 def in_order(
     clients: Sequence[str],
     answers: Iterable[tuple[str, bytes | Failure]],
     on_stray: Callable[[str, Failure], None],
+    silent: Failure,
 ) -> Iterator[tuple[str, bytes | Failure]]:
     """Answers in the order of `clients`, each as soon as those before it are there.
 
-    A client that gave none gets a Failure in its place; a second answer, or one of a client that
-    was not asked, goes to `on_stray`.
+    A client that gave none gets `silent` in its place; a second answer, or one of a client that was
+    not asked, goes to `on_stray`.
     """
     early: dict[str, bytes | Failure] = {}
     open_ = dict.fromkeys(clients)
@@ -209,7 +246,6 @@ def in_order(
             yield clients[turn], early.pop(clients[turn])
             turn += 1
     for client in clients[turn:]:
-        silent = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
         yield client, early.pop(client, silent)
 
 

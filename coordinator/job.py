@@ -261,6 +261,12 @@ def _combination_faults(job: Job) -> list[Fault]:
     elif rounds.min_updates > per_round:
         words = f"expected at most the {per_round} clients of a round"
         fault("rounds.min_updates", rounds.min_updates, words)
+    if rounds.quorum and not rounds.min_updates <= rounds.quorum <= per_round:
+        words = (
+            f"expected 0, or rounds.min_updates = {rounds.min_updates} up to the {per_round} "
+            "clients of a round"
+        )
+        fault("rounds.quorum", rounds.quorum, words)
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -33,9 +33,10 @@ class Link(Protocol):
         """The clients that can be asked, by name."""
         ...
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Iterator[tuple[str, bytes | Failure]]:
+    def exchange(self, outgoing: Iterable[Outgoing]) -> Generator[tuple[str, bytes | Failure]]:
         """Send each message, and give each client's answer once, in whatever order they come.
 
-        `outgoing` is read as messages are sent, so that not all of them need be in memory.
+        `outgoing` is read as messages are sent, so that not all of them need be in memory. Whoever
+        closes the generator gives up the answers that have not come.
         """
         ...

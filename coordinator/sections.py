@@ -418,6 +418,9 @@ class RoundsSection:
         0, "rounds between tests on the clients' held-out samples; 0: after the last only", low=0
     )
     min_updates: int = _key(1, "valid updates without which a round changes nothing", low=1)
+    quorum: int = _key(
+        0, "valid updates after which a round waits for no more; 0: it waits for all", low=0
+    )
     timeout_s: float = _key(0.0, "seconds waited for a client's answer; 0: no limit", low=0)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -69,7 +69,7 @@ class FlowerLink:
         """The clients' names, sorted."""
         return tuple(sorted(self._nodes))
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Iterator[tuple[str, bytes | Failure]]:
+    def exchange(self, outgoing: Iterable[Outgoing]) -> Generator[tuple[str, bytes | Failure]]:
         """See `Link.exchange`. A client's error, silence or nonsense is a `Failure`."""
         messages = (
             (client, self._message(client, envelope.MESSAGE_TYPES[kind], blob))

@@ -28,6 +28,7 @@ class RejectionCode(StrEnum):
     WRONG_CLIENT = "E214"  # names another client than the one that was asked
     NO_REPLY = "E215"  # nothing came before the round's deadline
     DUPLICATE = "E216"  # this attempt's update has been counted before
+    LATE = "E217"  # nothing came before the round had its quorum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

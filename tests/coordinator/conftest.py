@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class FakeLink:
     def node_ids(self) -> Sequence[str]:
         return self.clients
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Iterator[tuple[str, bytes | Failure]]:
+    def exchange(self, outgoing: Iterable[Outgoing]) -> Generator[tuple[str, bytes | Failure]]:
         plans = {message.client: message for message in outgoing}
         self.asked.extend(plans.values())
         for client in self.order(list(plans)):

@@ -148,6 +148,8 @@ def test_value_is_refused_when_out_of_range(line: str, allowed: str) -> None:
     [
         ("[rounds]\nclients_per_round = 21", "rounds.clients_per_round"),
         ("[rounds]\nclients_per_round = 5\nmin_updates = 6", "rounds.min_updates"),
+        ("[rounds]\nclients_per_round = 5\nquorum = 6", "rounds.quorum"),
+        ("[rounds]\nmin_updates = 3\nquorum = 2", "rounds.quorum"),
         ("[aggregation]\nserver_optimizer = 'yogi'", "aggregation.server_learning_rate"),
         ("[aggregation]\nmerger = 'bulyan:5'", "aggregation.merger"),
         ("[method]\nname = 'head'\n[aggregation]\nmerger = 'fedit'", "aggregation.merger"),

@@ -325,6 +325,31 @@ def test_tensors_stay_and_the_report_says_so_when_updates_are_too_few(
     assert report.note == ("tensors unchanged: 2 valid updates, rounds.min_updates asks for 3")
 
 
+def test_a_round_goes_on_with_its_quorum_and_leaves_the_late_out(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    job = replace(JOB, rounds=RoundsSection(count=1, quorum=2))
+    # The last of them comes first; what cannot be read does not count.
+    link = make_link(
+        job,
+        CLIENTS,
+        meddle=lambda client, blob: blob[:9] if client == CLIENTS[-1] else blob,
+        order=lambda clients: clients[::-1],
+    )
+    final, (report,) = play(job, link, initial, tmp_path / "quorum")
+    assert report.clients == 5 and report.updates == 2
+    codes = {rejection.client: rejection.code for rejection in report.rejections}
+    assert codes == {
+        CLIENTS[4]: RejectionCode.TRUNCATED,
+        CLIENTS[1]: RejectionCode.LATE,
+        CLIENTS[0]: RejectionCode.LATE,
+    }
+    # The same as if nobody else had been there.
+    few = make_link(job, CLIENTS, meddle=lambda name, blob: blob if name in CLIENTS[2:4] else b"")
+    expected, _ = play(job, few, initial, tmp_path / "few")
+    assert same_bits(final, expected)
+
+
 def test_second_answer_of_a_client_is_rejected(
     make_link: MakeLink, initial: Tensors, tmp_path: Path
 ) -> None:
