@@ -464,14 +464,14 @@ class SplitSection:
         0.0, "share left out before, of highest EL2N: their labels may be wrong", low=0, below=1
     )
     scoring_epochs: int = _key(
-        0,
+        2,
         "passes of a copy with the body skipped, before it scores the samples: a tail that knows "
         "only what leaves the body judges badly what comes from the head",
         low=0,
         high=1_000,
     )
     local_epochs: int = _key(
-        5, "passes with the body skipped, before those through it", low=0, high=1_000
+        0, "passes with the body skipped, before those through it", low=0, high=1_000
     )
     noise: float = _key(
         0.0,

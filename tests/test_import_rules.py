@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
 FLWR_FILES = {
     "coordinator/server_app.py",
     "client_sdk/client_app.py",
+    "client_sdk/pinned_app.py",
     "simulations/grid.py",
     "simulations/backends/ray.py",
 }

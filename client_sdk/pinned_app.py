@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device's SuperNode starts for each message: the installed client, whatever app is named.
+
+Flower hands a node an app bundle that may hold any Python, installs it and runs it. A device of
+ours runs none of it: the SuperNode finds its client process by the command's name, and the folder
+of `command_folder` is all of its PATH, so that it finds this module. Bundles are neither unpacked
+nor loaded here, and processes for other kinds of tasks are not found at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+COMMAND: Final = "flwr-clientapp"
+# What Flower's runner of client processes is made of, where it touches an app bundle.
+_INSTALL: Final = "install_from_fab"
+_LOAD: Final = "get_load_client_app_fn"
+
+
+def command_folder(folder: Path, module: str) -> Path:
+    """A folder with the one command that a SuperNode may find: `module`, under this Python.
+
+    The module's `main` is expected to call `run_pinned`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = folder / COMMAND
+    line = f'exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
+    command.write_text("#!/bin/sh\n" + line, encoding="utf-8")
+    os.chmod(command, 0o700)
+    return folder
+
+
+def run_pinned(app: Callable[[], ClientApp]) -> None:
+    """Flower's own client process, with `app` in the place of what the bundle holds.
+
+    Raises: RuntimeError where Flower's runner is not the one that this was written for: a device
+    then runs nothing rather than somebody's code.
+    """
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp as runner
+
+    pin(runner, app)
+    flwr_clientapp()
+
+
+def pin(runner: ModuleType, app: Callable[[], ClientApp]) -> None:
+    """Takes out of a runner what unpacks app bundles and what loads them. Raises: RuntimeError."""
+    missing = [name for name in (_INSTALL, _LOAD) if not callable(getattr(runner, name, None))]
+    if missing:
+        raise RuntimeError(
+            f"expected {' and '.join(missing)} in {runner.__name__}: this version of Flower starts "
+            "clients in another way; install flwr>=1.41,<1.43"
+        )
+
+    def install_nothing(*_: Any, **__: Any) -> None:
+        """An app bundle stays as it came: bytes."""
+
+    def load(*_: Any, **__: Any) -> Callable[..., ClientApp]:
+        return lambda *_, **__: app()
+
+    setattr(runner, _INSTALL, install_nothing)
+    setattr(runner, _LOAD, load)
