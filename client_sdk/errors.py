@@ -2,6 +2,9 @@
 """The errors of this package.
 
 ClientError
+├── IdentityError    the device's key, certificate or folder cannot be used, or an answer not taken
+│   ├── IdentityChangedError  the coordinator is not the one that the device enrolled with
+│   └── RefusedError          the coordinator refused to enrol or renew; `.code` says why
 ├── MemoryFileError  what the client keeps between rounds cannot be read or written
 ├── PlanError        a plan that this client will not follow
 ├── SplitError       the server that holds a network's body refused, or could not be reached
@@ -10,9 +13,27 @@ ClientError
 
 from __future__ import annotations
 
+from protocol.enrolment import Refusal, RefusalCode
+
 
 class ClientError(Exception):
     """Everything that this package raises on purpose."""
+
+
+class IdentityError(ClientError):
+    """The device's key, certificate or folder cannot be used, or an answer cannot be taken."""
+
+
+class IdentityChangedError(IdentityError):
+    """The coordinator's authority or signing key is another than the one that was pinned."""
+
+
+class RefusedError(IdentityError):
+    """The coordinator refused to enrol this device, or to renew its certificate."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"the coordinator refused: {refusal}")
+        self.code: RefusalCode = refusal.code
 
 
 class MemoryFileError(ClientError):

@@ -6,9 +6,13 @@
     ├── JournalError          the journal cannot be used
     │   ├── JournalFormatError    it was written by another version, or is no journal
     │   └── JournalConflictError  it holds another round, or other tensors, than this run has
+    ├── EnrolmentError        enrolment cannot be set up or used
+    │   ├── AuthorityError        the authority's key or certificate is missing or unusable
+    │   └── RegistryError         the registry cannot be used, or lacks an entry
     └── NoClientsError        there is nobody to send a round to
 
-What a client does wrong is none of these: it becomes a `protocol.rejection.Rejection`.
+What a client does wrong is none of these: it becomes a `protocol.rejection.Rejection`, or a
+`protocol.enrolment.Refusal`.
 """
 
 from __future__ import annotations
@@ -55,6 +59,18 @@ class JournalFormatError(JournalError):
 
 class JournalConflictError(JournalError):
     """The journal holds something else than the run that wants to continue it."""
+
+
+class EnrolmentError(CoordinatorError):
+    """Enrolment cannot be set up or used, by no fault of a device."""
+
+
+class AuthorityError(EnrolmentError):
+    """The authority's key or certificate is missing, in the way, or not as it must be."""
+
+
+class RegistryError(EnrolmentError):
+    """The registry of tokens and devices is another file, cannot be written, or lacks an entry."""
 
 
 class NoClientsError(CoordinatorError):

@@ -27,6 +27,13 @@ MIN_NONCE_LENGTH: Final = 16  # hex digits: 8 bytes, so that an attempt cannot b
 MAX_METRICS: Final = 1_024  # of one update; a count for every element of a pool
 MAX_REASON_LENGTH: Final = 1_000  # characters of a rejection's reason
 
+MAX_ENROLMENT_BYTES: Final = 64 * 1024  # one message; honest ones are about 2 KiB
+MAX_PEM_LENGTH: Final = 8 * 1024  # characters of a certificate, CSR or public key; P-384: about 900
+MAX_FACTS: Final = 64  # versions or capabilities that a device tells
+MAX_FACT_LENGTH: Final = 64  # characters of a name or a text among them
+MAX_LABEL_LENGTH: Final = 40  # with what is added to it a common name, at most 64 characters
+MAX_UNIX_TIME: Final = 253_402_300_799  # the end of the year 9999, as far as certificates go
+
 MAX_ROUND: Final = (1 << 31) - 1
 MAX_SAMPLES: Final = (1 << 31) - 1  # the weight that one client may claim
 MAX_EPOCHS: Final = 1_000_000

@@ -45,8 +45,8 @@ class Rejection:
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "client", _displayable(self.client, MAX_CLIENT_LENGTH))
-        object.__setattr__(self, "reason", _displayable(self.reason, MAX_REASON_LENGTH))
+        object.__setattr__(self, "client", displayable(self.client, MAX_CLIENT_LENGTH))
+        object.__setattr__(self, "reason", displayable(self.reason, MAX_REASON_LENGTH))
         object.__setattr__(self, "code", RejectionCode(self.code))
 
     def __str__(self) -> str:
@@ -56,6 +56,7 @@ class Rejection:
         )
 
 
-def _displayable(text: str, limit: int) -> str:
+def displayable(text: str, limit: int) -> str:
+    """At most `limit` characters, none of which steers a terminal."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from protocol import _checks
-from protocol.errors import ManifestError, SignatureError
-from protocol.files import read_small
+from protocol.errors import SignatureError
+from protocol.owned_files import read_private
 
 SIGNATURE_BYTES: Final = 64
 _PUBLIC_HEX: Final = 64
@@ -55,16 +55,7 @@ def save_private_key(key: Ed25519PrivateKey, path: Path | str) -> None:
 def load_private_key(path: Path | str) -> Ed25519PrivateKey:
     """The key that `save_private_key` wrote. Raises: SignatureError, also if others may read it."""
     path = Path(path)
-    try:
-        pem = read_small(path, _MAX_KEY_FILE_BYTES)
-    except ManifestError as error:
-        raise SignatureError(f"private key {path}: {error}") from None
-    mode = path.stat().st_mode & 0o777
-    if os.name == "posix" and mode & 0o077:
-        raise SignatureError(
-            f"private key {path}: expected mode 600, found {mode:o}; run chmod 600 on it, "
-            "and replace the key if others may have read it"
-        )
+    pem = read_private(path, _MAX_KEY_FILE_BYTES)
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
