@@ -6,6 +6,7 @@
     ├── JournalError          the journal cannot be used
     │   ├── JournalFormatError    it was written by another version, or is no journal
     │   └── JournalConflictError  it holds another round, or other tensors, than this run has
+    ├── DeploymentError       the deployment's folder or settings are missing or wrong
     ├── EnrolmentError        enrolment cannot be set up or used
     │   ├── AuthorityError        the authority's key or certificate is missing or unusable
     │   └── RegistryError         the registry cannot be used, or lacks an entry
@@ -59,6 +60,10 @@ class JournalFormatError(JournalError):
 
 class JournalConflictError(JournalError):
     """The journal holds something else than the run that wants to continue it."""
+
+
+class DeploymentError(CoordinatorError):
+    """A deployment's folder or settings are missing, in the way, or not as they must be."""
 
 
 class EnrolmentError(CoordinatorError):
