@@ -25,7 +25,6 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import put
 
 if TYPE_CHECKING:
     from tuning.backbones.families import Family
@@ -154,14 +153,14 @@ def cut_network(
         blocks = part.get_submodule(family.blocks)
         for index in range(count):
             if not any(index in indices for indices in kept):
-                put(blocks, str(index), _Skipped())
+                blocks.set_submodule(str(index), _Skipped())
         if leaves is not None:
-            put(part, family.readout, _Exit())
-            put(part, classifier, nn.Identity())
+            part.set_submodule(family.readout, _Exit())
+            part.set_submodule(classifier, nn.Identity())
             if leaves < count:
-                put(blocks, str(leaves), _Exit())
+                blocks.set_submodule(str(leaves), _Exit())
         if enters:
-            put(part, family.embeddings, _Entrance())
+            part.set_submodule(family.embeddings, _Entrance())
         return part
 
     front, middle, end = range(cut.head), range(cut.head, behind), range(behind, count)

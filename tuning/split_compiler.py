@@ -33,6 +33,7 @@ from protocol.files import BACKBONE_FILE, INITIAL_FILE
 from protocol.tensors import TensorSpec
 from tuning.cache import INFO_FILE, cached
 from tuning.compiler import Compiled, describe, read_description
+from tuning.flop_formulas import DeviceFlops
 from tuning.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -47,18 +48,6 @@ DEVICE_GRAPHS: Final = {
 }
 SERVER_GRAPHS: Final = {role: f"{role}.onnx" for role in ("forward", "keeping", "backward")}
 _MASK: Final = "attention_mask"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFlops:
-    """A device's operations on one batch, where a server holds the body."""
-
-    through: int
-    """Its part of a step through the body."""
-    local: int
-    """A step with the body skipped."""
-    scores: int
-    """EL2N of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from protocol.activations import encoded_bytes
 from protocol.split import SplitSpec
 from protocol.stream import States, pack_message
 from simulations.benchmarks.figure import Figure, figure
-from tuning.flops import ViTShape
+from tuning.flop_formulas import ViTShape
 
 VIT_B: Final = ViTShape(blocks=12, width=768, inner=3072, patches=196, patch_values=768, classes=10)
 VIT_L: Final = replace(VIT_B, blocks=24, width=1024, inner=4096)

@@ -24,7 +24,7 @@ from simulations.benchmarks.split_load import slow_loris_p99_ms, split_batching_
 from simulations.benchmarks.split_rate import Case, split_lanes_ratio, split_rate_ratio
 from simulations.progress import SilentProgress
 from tuning.backbones import load_backbone
-from tuning.flops import ViTShape
+from tuning.flop_formulas import ViTShape
 
 QUIET = SilentProgress()
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from protocol.manifest import TrainingSpec
 from tuning.backbones import load_backbone
-from tuning.flops import ViTShape, device_flops, step_flops
+from tuning.flop_formulas import ViTShape
+from tuning.flops import device_flops, step_flops
 from tuning.methods import Tuned, method_named
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters, put
+from tuning.methods.method import Tuned, classifier_parameters
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -118,7 +118,7 @@ def attach_bottlenecks(
 
 
 def _replace(block: nn.Module, path: str, module: nn.Module) -> None:
-    put(block, path, module)
+    block.set_submodule(path, module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

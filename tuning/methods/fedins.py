@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, put
+from tuning.methods.method import Tuned
 from tuning.methods.ssf import ScaleShift, fold_scales, sites
 from tuning.quantizer import one_bit
 
@@ -228,7 +228,7 @@ class FedIns:
                 f"the classifier of {type(model).__name__} is a {type(classifier).__name__}; "
                 "FedIns needs a single linear layer"
             )
-        put(model, backbone.classifier, nn.Identity())
+        model.set_submodule(backbone.classifier, nn.Identity())
         # The same weights once more, not a copy of them.
         shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
         query = copy.deepcopy(model, shared)
@@ -236,7 +236,7 @@ class FedIns:
         mixture = Mixture()
         for place, (path, module, (channels, axis)) in enumerate(sites(model)):
             site = PooledScaleShift(module, place, channels, axis, mixture)
-            put(model, path, site)
+            model.set_submodule(path, site)
         pool = InstancePool(
             model,
             query,
@@ -283,11 +283,11 @@ def fold_element(pool: nn.Module, index: int) -> nn.Module:
     parts = pool.parts(pool.used()[index].detach())
     for path, layer in list(pool.model.named_modules()):
         if isinstance(layer, PooledScaleShift):
-            put(pool.model, path, layer.fixed(parts))
+            pool.model.set_submodule(path, layer.fixed(parts))
     fold_scales(pool.model)
     classifier = nn.Linear(pool.weight.shape[-1], pool.weight.shape[-2])
     with torch.no_grad():
         classifier.weight.copy_(pool.weight[index])
         classifier.bias.copy_(pool.bias[index])
-    put(pool.model, pool.path, classifier)
+    pool.model.set_submodule(pool.path, classifier)
     return pool.model

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters, put, query_and_value
+from tuning.methods.method import Tuned, classifier_parameters, query_and_value
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -105,7 +105,7 @@ class LoRASB:
                     f"method.rank: expected at most {most}, the smaller side of {name} "
                     f"{list(base.weight.shape)}, found {self.rank}"
                 )
-            put(backbone.model, name, CoreLowRank(base, rank=self.rank, scale=self.scale))
+            backbone.model.set_submodule(name, CoreLowRank(base, rank=self.rank, scale=self.scale))
             trainable[f"{name}.core"] = f"{name}.core"
         return Tuned(module=backbone.model, trainable=trainable, fold=fold_cores)
 
@@ -114,5 +114,5 @@ def fold_cores(module: nn.Module) -> nn.Module:
     """Merge every core with its factors into the layer that it stands beside."""
     for path, layer in list(module.named_modules()):
         if isinstance(layer, CoreLowRank):
-            put(module, path, layer.folded())
+            module.set_submodule(path, layer.folded())
     return module

@@ -118,12 +118,6 @@ def query_and_value(backbone: Backbone, what: str) -> list[tuple[str, nn.Module]
     ]
 
 
-def put(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Put a layer in the place that a path names."""
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
-
-
 def classifier_parameters(backbone: Backbone) -> dict[str, str]:
     """Public name -> parameter name of the classification layer, which every method trains."""
     prefix = backbone.classifier + "."

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters, put, query_and_value
+from tuning.methods.method import Tuned, classifier_parameters, query_and_value
 from tuning.methods.one_bit_adapter import UP_STD
 from tuning.quantizer import one_bit
 
@@ -72,7 +72,7 @@ class OneBitLoRA:
             nn.init.trunc_normal_(
                 layer.up, std=UP_STD, a=-2 * UP_STD, b=2 * UP_STD, generator=generator
             )
-            put(backbone.model, name, layer)
+            backbone.model.set_submodule(name, layer)
             trainable |= {f"{name}.{part}": f"{name}.{part}" for part in ("down", "up")}
         return Tuned(module=backbone.model, trainable=trainable, fold=fold_low_rank)
 
@@ -81,5 +81,5 @@ def fold_low_rank(module: nn.Module) -> nn.Module:
     """Merge every 1-bit product into the layer that it stands beside."""
     for path, layer in list(module.named_modules()):
         if isinstance(layer, OneBitLowRank):
-            put(module, path, layer.folded())
+            module.set_submodule(path, layer.folded())
     return module

@@ -18,7 +18,7 @@ from torch import nn
 
 from tuning.backbones.patches import PatchProjection
 from tuning.errors import MethodError
-from tuning.methods.method import Batch, Tuned, classifier_parameters, put
+from tuning.methods.method import Batch, Tuned, classifier_parameters
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -85,7 +85,7 @@ def attach_prompt(backbone: Backbone, length: int, *, seed: int) -> str:
     bound = math.sqrt(6.0 / (fan_in + dim))
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.empty(length, dim).uniform_(-bound, bound, generator=generator)
-    put(backbone.model, family.embeddings, PromptedEmbeddings(embeddings, prompt))
+    backbone.model.set_submodule(family.embeddings, PromptedEmbeddings(embeddings, prompt))
     return f"{family.embeddings}.prompt"
 
 

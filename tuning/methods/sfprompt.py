@@ -25,7 +25,7 @@ from torch import nn
 
 from tuning.cuts import Cut, Pool, cut_network
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, put
+from tuning.methods.method import Tuned
 from tuning.methods.prompt import PromptedEmbeddings, attach_prompt, widen_mask
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class SFPrompt:
             reader = PatchMean(
                 model.get_submodule(family.readout), _patches(backbone), first=self.pool
             )
-            put(model, family.readout, reader)
+            model.set_submodule(family.readout, reader)
             pool = reader.mean
         elif self.pool:
             if backbone.kind != "image":
@@ -146,7 +146,7 @@ class SFPrompt:
         scoring = copy.deepcopy(parts.short, shared)
         prompted = scoring.get_submodule(family.embeddings)
         assert isinstance(prompted, PromptedEmbeddings)
-        put(scoring, family.embeddings, Unprompted(prompted.base_layer))
+        scoring.set_submodule(family.embeddings, Unprompted(prompted.base_layer))
         trained = dict(parts.tail.model.named_parameters())
         trainable = {name.replace("base_layer.", ""): name for name in trained}
         return Tuned(

@@ -18,7 +18,7 @@ from torch import nn
 
 from tuning.backbones.patches import PatchProjection
 from tuning.errors import MethodError
-from tuning.methods.method import Tuned, classifier_parameters, put
+from tuning.methods.method import Tuned, classifier_parameters
 
 if TYPE_CHECKING:
     from tuning.backbones import Backbone
@@ -84,7 +84,7 @@ class SSF:
             with torch.no_grad():
                 wrapped.scale.normal_(0.0, self.init_std, generator=generator)
                 wrapped.shift.normal_(0.0, self.init_std, generator=generator)
-            put(model, path, wrapped)
+            model.set_submodule(path, wrapped)
             for name in ("scale", "shift"):
                 trainable[f"{path}.{name}"] = f"{path}.{name}"
         return Tuned(module=model, trainable=trainable, fold=fold_scales)
@@ -114,5 +114,5 @@ def fold_scales(module: nn.Module) -> nn.Module:
     """Merge every scale and shift into the layer before it (exact, arXiv 2210.08823, eq. 4)."""
     for path, layer in list(module.named_modules()):
         if isinstance(layer, ScaleShift):
-            put(module, path, layer.folded())
+            module.set_submodule(path, layer.folded())
     return module
