@@ -2,10 +2,14 @@
 """The errors of this package.
 
 ClientError
+├── ConditionsError  what the device's owner asks for before it works cannot be read
+├── DataError        the device's own data cannot be read, or do not fit the bundle
+├── FunctionError    a function of the device's own code cannot be found
 ├── IdentityError    the device's key, certificate or folder cannot be used, or an answer not taken
 │   ├── IdentityChangedError  the coordinator is not the one that the device enrolled with
 │   └── RefusedError          the coordinator refused to enrol or renew; `.code` says why
 ├── MemoryFileError  what the client keeps between rounds cannot be read or written
+├── OutboxError      an update cannot be kept, or differs from the one that was
 ├── PlanError        a plan that this client will not follow
 ├── SplitError       the server that holds a network's body refused, or could not be reached
 └── TrainingError    the trainer gave something that is no update
@@ -13,11 +17,39 @@ ClientError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from protocol.enrolment import Refusal, RefusalCode
 
 
 class ClientError(Exception):
     """Everything that this package raises on purpose."""
+
+
+class ConditionsError(ClientError):
+    """Settings that say when the device works cannot be meant."""
+
+
+class DataError(ClientError):
+    """The device's own data cannot be read, or do not fit the bundle.
+
+    `faults` are all that were found, one sentence each.
+    """
+
+    def __init__(self, *faults: str, about: str = "") -> None:
+        self.faults: Sequence[str] = faults
+        if about and len(faults) > 1:
+            super().__init__("\n".join((f"{about}: {len(faults)} faults", *map(_item, faults))))
+        else:
+            super().__init__(": ".join(filter(None, (about, *faults))))
+
+
+def _item(fault: str) -> str:
+    return f"  - {fault}"
+
+
+class FunctionError(ClientError):
+    """An address "module:function" leads nowhere."""
 
 
 class IdentityError(ClientError):
@@ -38,6 +70,10 @@ class RefusedError(IdentityError):
 
 class MemoryFileError(ClientError):
     """A file that the client keeps between rounds cannot be read or written."""
+
+
+class OutboxError(ClientError):
+    """An update cannot be kept, or is another than the one that was kept for its plan."""
 
 
 class PlanError(ClientError):

@@ -9,7 +9,6 @@ it, and so gives the same bits.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from client_sdk.durable import PARTIAL, make_folder, write_whole
 from client_sdk.errors import MemoryFileError
 from protocol.tensors import Tensors
 
@@ -42,7 +42,7 @@ class ClientMemory(Protocol):
 
 
 class FolderMemory:
-    """A client's memory in a folder of its own."""
+    """A client's memory in a folder of its own, for one process at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,18 +73,19 @@ class FolderMemory:
     def save(self, kind: str, round: int, tensors: Tensors) -> None:
         """Durable when it returns. Raises: MemoryFileError when it cannot be written."""
         path = self._path(kind, round)
-        partial = path.with_suffix(".partial")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(save(dict(tensors)))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            make_folder(self._folder)
+            write_whole(path, save(dict(tensors)))
             for old in sorted(n for n in self._rounds(kind) if n <= round)[:-KEPT_ROUNDS]:
-                self._path(kind, old).unlink()
+                self._path(kind, old).unlink(missing_ok=True)
+            # What a writer left that was killed in a round that was not played again.
+            for left in self._folder.glob(f"{kind}-*{_SUFFIX}{PARTIAL}"):
+                left.unlink(missing_ok=True)
         except OSError as error:
-            raise MemoryFileError(f"{path}: cannot be written ({error})") from error
+            raise MemoryFileError(
+                f"{path}: cannot be written ({error.strerror or error}); make room or set the "
+                "folder's owner right"
+            ) from error
 
     def _path(self, kind: str, round: int) -> Path:
         return self._folder / f"{kind}-{round}{_SUFFIX}"

@@ -8,7 +8,7 @@ numpy on every device. Other arrays than a kind's own, such as "labels", pass as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -33,82 +33,115 @@ def apply(preprocessing: Preprocessing, arrays: Mapping[str, np.ndarray]) -> dic
 
     Raises: DataError for names, types, shapes or values that do not fit.
     """
-    _require_samples(arrays)
+    for fault in faults(preprocessing, arrays):
+        raise DataError(fault)
     match preprocessing.kind:
         case "image":
-            images = _take(arrays, "images")
-            made = {"pixel_values": _images(preprocessing, images)}
+            made = {"pixel_values": _images(preprocessing, arrays["images"])}
             rest = {name: array for name, array in arrays.items() if name != "images"}
         case "tokens":
-            ids, mask = _take(arrays, "input_ids"), _take(arrays, "attention_mask")
+            ids, mask = arrays["input_ids"], arrays["attention_mask"]
             made = _tokens(preprocessing.max_length, ids, mask)
             rest = {name: array for name, array in arrays.items() if name not in made}
         case "array":
             made = {}
-            rest = {name: _floats(name, array) for name, array in arrays.items()}
-    for name in made:
-        if name in rest:
-            raise DataError(f'"{name}": expected raw data, found an array named like a model input')
+            rest = {
+                name: array.astype(np.float32) if array.dtype.kind == "f" else array
+                for name, array in arrays.items()
+            }
     return {**made, **rest}
 
 
-def _require_samples(arrays: Mapping[str, np.ndarray]) -> None:
+def faults(preprocessing: Preprocessing, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """All that keeps `apply` from taking the arrays, a sentence each.
+
+    What cannot be looked at because of another fault is left out.
+    """
+    yield from _row_faults(arrays)
+    sound = {
+        name: array
+        for name, array in arrays.items()
+        if isinstance(array, np.ndarray) and array.ndim > 0
+    }
+    needed: tuple[str, ...] = ()
+    match preprocessing.kind:
+        case "image":
+            needed, made = ("images",), "pixel_values"
+            if "images" in sound:
+                yield from _image_faults(preprocessing, sound["images"])
+            if made in arrays:
+                yield f'"{made}": expected raw data, found an array named like a model input'
+        case "tokens":
+            needed = ("input_ids", "attention_mask")
+            if sound.keys() >= set(needed):
+                ids, mask = (sound[name] for name in needed)
+                yield from _token_faults(preprocessing.max_length, ids, mask)
+        case "array":
+            for name, array in sound.items():
+                yield from _float_faults(name, array)
+    for name in needed if arrays else ():
+        if name not in arrays:
+            yield f'data: expected an array "{name}", found {", ".join(sorted(arrays))}'
+
+
+def _row_faults(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     if not arrays:
-        raise DataError("data: expected arrays by name, found none")
+        yield "data: expected arrays by name, found none"
     lengths: dict[str, int] = {}
     for name, array in arrays.items():
         given: object = array
         if not isinstance(given, np.ndarray):
-            raise DataError(f'"{name}": expected a numpy array, found a {type(given).__name__}')
-        if array.ndim == 0:
-            raise DataError(f'"{name}": expected one row a sample, found a single value')
-        lengths[name] = len(array)
+            yield f'"{name}": expected a numpy array, found a {type(given).__name__}'
+        elif array.ndim == 0:
+            yield f'"{name}": expected one row a sample, found a single value'
+        else:
+            lengths[name] = len(array)
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f'"{name}" {length}' for name, length in lengths.items())
-        raise DataError(f"data: expected as many rows in every array, found {shown}")
-    if not next(iter(lengths.values())):
-        raise DataError("data: expected one sample or more, found none")
+        yield f"data: expected as many rows in every array, found {shown}"
+    elif lengths and not any(lengths.values()):
+        yield "data: expected one sample or more, found none"
 
 
-def _take(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays:
-        raise DataError(f'data: expected an array "{name}", found {", ".join(sorted(arrays))}')
-    return arrays[name]
-
-
-def _floats(name: str, array: np.ndarray) -> np.ndarray:
+def _float_faults(name: str, array: np.ndarray) -> Iterator[str]:
     if array.dtype.kind != "f":
-        return array
+        return
     if not np.isfinite(array).all():
-        raise DataError(f'"{name}": expected finite values, found NaN or infinite ones')
-    with np.errstate(over="ignore"):  # looked for below
-        single = array.astype(np.float32)
+        yield f'"{name}": expected finite values, found NaN or infinite ones'
+        return
+    with np.errstate(over="ignore"):  # that is what is looked for
+        single = array.astype(np.float32, copy=False)
     if not np.isfinite(single).all():
-        raise DataError(f'"{name}": expected values in the range of float32; scale them')
-    return single
+        yield f'"{name}": expected values in the range of float32; scale them'
 
 
 # Images
 
 
-def _images(settings: Preprocessing, images: np.ndarray) -> np.ndarray:
+def _image_faults(settings: Preprocessing, images: np.ndarray) -> Iterator[str]:
     if images.dtype != np.uint8:
-        raise DataError(
+        yield (
             f'"images": expected uint8 values 0 to 255, found {images.dtype}; '
             "scale and convert them first"
         )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise DataError(
+    shape = (*images.shape, 1) if images.ndim == 3 else images.shape
+    # Without a row there is no sample, which is said elsewhere.
+    if len(shape) != 4 or 0 in shape[1:]:
+        yield (
             f'"images": expected [n, height, width] or [n, height, width, channels], '
             f"found {list(images.shape)}"
         )
-    n, height, width, channels = images.shape
+        return
     allowed = {1, 3} if settings.channels == 1 else {1, settings.channels}
-    if channels not in allowed:
+    if shape[3] not in allowed:
         expected = " or ".join(map(str, sorted(allowed)))
-        raise DataError(f'"images": expected {expected} channels, found {channels}')
+        yield f'"images": expected {expected} channels, found {shape[3]}'
+
+
+def _images(settings: Preprocessing, images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    n, height, width, channels = images.shape
     side = settings.size
     std = np.array(settings.std, np.float32)
     scale = (1 / (255 * std)).astype(np.float32)
@@ -152,28 +185,32 @@ def _neighbours(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 # Tokens
 
 
-def _tokens(max_length: int, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+def _token_faults(max_length: int, ids: np.ndarray, mask: np.ndarray) -> Iterator[str]:
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise DataError(
-            f'"input_ids": expected integers [n, tokens], found {ids.dtype} {list(ids.shape)}'
-        )
+        yield f'"input_ids": expected integers [n, tokens], found {ids.dtype} {list(ids.shape)}'
+        return
+    if ids.size and int(ids.min()) < 0:
+        yield f'"input_ids": expected 0 or more, found {ids.min()}'
     if mask.shape != ids.shape or mask.dtype.kind not in "biu":
-        raise DataError(
+        yield (
             f'"attention_mask": expected 0 and 1 in the shape of "input_ids" {list(ids.shape)}, '
             f"found {mask.dtype} {list(mask.shape)}"
         )
-    if ids.size and int(ids.min()) < 0:
-        raise DataError(f'"input_ids": expected 0 or more, found {ids.min()}')
+        return
     if mask.size and not (int(mask.min()) >= 0 and int(mask.max()) <= 1):
-        raise DataError(f'"attention_mask": expected 0 and 1, found {mask.min()} to {mask.max()}')
-    n = len(ids)
+        yield f'"attention_mask": expected 0 and 1, found {mask.min()} to {mask.max()}'
     kept = min(max_length, ids.shape[1])
     empty = np.flatnonzero(~mask[:, :kept].astype(bool).any(axis=1))
     if empty.size:
-        raise DataError(
+        yield (
             f'"attention_mask": expected a token or more in every sample, found none in '
             f"{empty.size}, sample {empty[0]} first, within {kept} tokens; leave them out"
         )
+
+
+def _tokens(max_length: int, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    n = len(ids)
+    kept = min(max_length, ids.shape[1])
     padded = np.zeros((n, max_length), np.int64)
     padded[:, :kept] = ids[:, :kept]
     additive = np.full((n, 1, 1, max_length), MASKED, np.float32)

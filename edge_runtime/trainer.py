@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -144,12 +144,19 @@ def check_data(manifest: Manifest, data: Mapping[str, np.ndarray]) -> int:
 
 def check_inputs(manifest: Manifest, data: Mapping[str, np.ndarray], samples: int) -> None:
     """Nothing, where `data` holds the model inputs of so many samples. Raises: as `check_data`."""
+    for fault in input_faults(manifest, data, samples):
+        raise DataError(fault)
+
+
+def input_faults(manifest: Manifest, data: Mapping[str, np.ndarray], samples: int) -> Iterator[str]:
+    """A sentence for every model input that `data` lacks, or holds in another shape or type."""
     for name, spec in manifest.inputs:
         if name not in data:
-            raise DataError(f'input "{name}" is missing; the bundle reads {spec} a sample')
+            yield f'input "{name}" is missing; the bundle reads {spec} a sample'
+            continue
         found = data[name]
         if found.shape != (samples, *spec.shape) or found.dtype.name != spec.dtype:
-            raise DataError(
+            yield (
                 f'input "{name}": expected {spec.dtype} {[samples, *spec.shape]}, found '
                 f"{found.dtype} {list(found.shape)}"
             )

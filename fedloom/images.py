@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from client_sdk.data.idx import IdxFormatError, read_idx
+from client_sdk.data.image_folder import SUFFIXES, read_image
+from client_sdk.data.numpy_files import read_npy, read_npz
 from fedloom.errors import UsageError
-from simulations.datasets.idx import IdxFormatError, read_idx
-from simulations.datasets.image_folder import SUFFIXES, read_image
 
 MANY: Final = (".npz", ".npy")
 
@@ -25,7 +25,7 @@ def read_images(path: Path) -> tuple[list[str], list[np.ndarray]]:
 
     Raises:
         UsageError: no such file, or one of another kind.
-        simulations.errors.DataError: an image that is broken, or Pillow is missing.
+        client_sdk.errors.DataError: a file that is broken, or Pillow is missing.
     """
     if path.is_dir():
         files = sorted(
@@ -41,8 +41,10 @@ def read_images(path: Path) -> tuple[list[str], list[np.ndarray]]:
         raise UsageError(f"{path}: no such file or folder")
     if path.suffix.lower() in SUFFIXES:
         return [path.name], [_one(path)]
-    if path.suffix.lower() in MANY:
-        images = _from_numpy(path)
+    if path.suffix.lower() == ".npz":
+        images = read_npz(path, only=("images",))["images"]
+    elif path.suffix.lower() == ".npy":
+        images = read_npy(path)
     elif "-idx" in path.name:
         try:
             images = read_idx(path)
@@ -61,19 +63,3 @@ def read_images(path: Path) -> tuple[list[str], list[np.ndarray]]:
 
 def _one(file: Path) -> np.ndarray:
     return read_image(file)[None]
-
-
-def _from_numpy(path: Path) -> np.ndarray:
-    try:
-        # Opened here: numpy leaves a file that is no archive open.
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)  # a pickle runs code
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if "images" not in loaded:
-                found = ", ".join(loaded.files) or "nothing"
-                raise UsageError(f'{path}: expected an array "images", found {found}')
-            images: np.ndarray = loaded["images"]
-            return images
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: expected a numpy file of numbers: {error}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from client_sdk.data.held_out import held_out_count
 from simulations.datasets.dataset import Arrays, Dataset, take
 from simulations.datasets.domains import mixed_domains, shift_each
 from simulations.errors import PartitionError
@@ -158,9 +159,7 @@ def _split_client(
     order = rng.permutation(part)
     if cap:
         order = order[:cap]
-    held = 0
-    if held_out > 0:
-        held = min(max(1, round(len(order) * held_out)), len(order) - 1)
+    held = held_out_count(len(order), held_out)
     return order[held:], order[:held]
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from simulations.datasets.idx import IdxFormatError, read_idx
+from client_sdk.data.idx import IdxFormatError, read_idx
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 IMAGE_SHAPE = (28, 28)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from client_sdk.data.folders import entries_of, kind_of_folder
+from client_sdk.errors import DataError as SourceError
 from simulations.datasets.dataset import Dataset, take
 from simulations.datasets.debian_descriptions import load_debian_descriptions
 from simulations.datasets.digits import load_digits_dataset
@@ -81,17 +83,19 @@ def _load_folder(folder: Path, *, seed: int) -> Dataset:
             f'data set "{folder}": expected one of {", ".join(DATASET_NAMES)}, or an existing '
             "folder of IDX files, class subfolders of images, or jsonl"
         )
-    entries = list(folder.iterdir())
-    if any("-idx" in entry.name and "-ubyte" in entry.name for entry in entries):
-        return load_idx_folder(folder)
-    if any(entry.suffix == ".jsonl" for entry in entries):
-        return load_jsonl_folder(folder, seed=seed)
-    if any(entry.is_dir() and not entry.name.startswith(".") for entry in entries):
-        return load_image_folder(folder, seed=seed)
-    found = ", ".join(sorted(entry.name for entry in entries)[:5]) or "nothing"
+    try:
+        match kind_of_folder(folder):
+            case "idx":
+                return load_idx_folder(folder)
+            case "jsonl":
+                return load_jsonl_folder(folder, seed=seed)
+            case "images":
+                return load_image_folder(folder, seed=seed)
+    except SourceError as error:
+        raise DataError(str(error)) from error
     raise DataError(
         f"{folder}: expected IDX files (train-images-idx3-ubyte, ...), *.jsonl or class subfolders "
-        f"of images, found {found}"
+        f"of images, found {entries_of(folder)}"
     )
 
 

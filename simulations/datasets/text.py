@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From texts to token ids, with the tokenizer that lies beside a local Hugging Face model."""
+"""From a data set's texts to token ids, with the tokenizer of the backbone's folder."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from simulations.datasets.dataset import Arrays, Dataset
+from client_sdk.data.tokens import encode, open_tokenizer
+from client_sdk.errors import DataError as SourceError
+from simulations.datasets.dataset import Dataset
 from simulations.errors import DataError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def tokenise(dataset: Dataset, backbone_folder: str | Path, max_length: int) -> Dataset:
     """Replaces "texts" by "input_ids" and "attention_mask", int64 [n, max_length], padded right.
-
-    Uses the `tokenizers` library on the folder's tokenizer.json: the same ids as transformers'
-    AutoTokenizer gives, without importing transformers.
 
     Raises: DataError for a data set without texts, or a folder without a usable tokenizer.
     """
@@ -32,72 +22,12 @@ def tokenise(dataset: Dataset, backbone_folder: str | Path, max_length: int) -> 
             f'{dataset.name}: expected a text data set with "texts", found '
             f"{', '.join(dataset.train)}"
         )
-    tokenizer = _load_tokenizer(Path(backbone_folder))
-    special = tokenizer.num_special_tokens_to_add(False)
-    if max_length <= special:
-        raise DataError(
-            f"max_length: expected more than the {special} special tokens that this tokenizer "
-            f"adds, found {max_length}"
-        )
-    pad_id, pad_token = _padding(Path(backbone_folder), tokenizer)
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=pad_token)
-    return replace(
-        dataset,
-        train=_encoded(tokenizer, dataset.train),
-        test=_encoded(tokenizer, dataset.test),
-    )
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DataError(
-            "texts: expected the tokenizers package; install it with: pip install tokenizers"
-        ) from error
-    file = folder / TOKENIZER_FILE
-    if not file.is_file():
-        raise DataError(
-            f"{folder}: expected {TOKENIZER_FILE}, found none; write it once with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for a malformed file
-        raise DataError(
-            f"{file}: expected a tokenizer of the tokenizers library: {error}"
-        ) from error
-
-
-def _padding(folder: Path, tokenizer: Tokenizer) -> tuple[int, str]:
-    """The pad token that the model was trained with; the mask hides it, so that a model without
-    one (most decoders) may be padded with its token 0."""
-    file = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{file}: expected JSON in UTF-8, found {error}") from error
-    token = config.get("pad_token") if isinstance(config, dict) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    if isinstance(token, str):
-        known = tokenizer.token_to_id(token)
-        if known is None:
-            raise DataError(
-                f"{file}: expected a pad token of the vocabulary, found {token!r}, which "
-                f"{TOKENIZER_FILE} does not have"
-            )
-        return known, token
-    if tokenizer.padding is not None:
-        return tokenizer.padding["pad_id"], tokenizer.padding["pad_token"]
-    return 0, tokenizer.id_to_token(0) or ""
-
-
-def _encoded(tokenizer: Tokenizer, arrays: Arrays) -> dict[str, np.ndarray]:
-    encodings = tokenizer.encode_batch(list(arrays["texts"]))
-    return {
-        "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
-        "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
-        "labels": arrays["labels"],
-    }
+        tokenizer = open_tokenizer(Path(backbone_folder), max_length)
+    except SourceError as error:
+        raise DataError(str(error)) from error
+    parts = [
+        {**encode(tokenizer, arrays["texts"]), "labels": arrays["labels"]}
+        for arrays in (dataset.train, dataset.test)
+    ]
+    return replace(dataset, train=parts[0], test=parts[1])

@@ -60,6 +60,18 @@ def test_a_crash_while_writing_leaves_what_was_there(
     np.testing.assert_array_equal(memory.latest("residual", before=9)["a"], tensors(1)["a"])
 
 
+def test_files_are_for_this_user_alone_and_leavings_of_a_killed_writer_go(tmp_path: Path) -> None:
+    memory = FolderMemory(tmp_path / "m")
+    memory.save("personal", 1, tensors(1))
+    (tmp_path / "m" / "personal-2.safetensors.partial").write_bytes(b"half")
+    memory.save("personal", 3, tensors(3))
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "personal-1.safetensors", "personal-3.safetensors",
+    ]  # fmt: skip
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()}
+    assert set(modes.values()) == {0o600} and (tmp_path / "m").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_spoilt_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     memory = FolderMemory(tmp_path)
     memory.save("residual", 1, tensors(1))

@@ -26,6 +26,23 @@ PREDICT = ROOT / "examples" / "predict_from_bundle.py"
 # What pip says when it is the network that is missing, not a package.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
+OWN_DATA = """
+import sys
+from client_sdk.data import open_source, prepare
+from client_sdk.errors import DataError
+from edge_runtime import open_bundle
+from edge_runtime.trainer import OnnxTrainer
+bundle = open_bundle(sys.argv[1], public_key=None)
+data = prepare(bundle.manifest, open_source(sys.argv[2]), held_out=0.2)
+trainer = OnnxTrainer(bundle, threads=1)
+trainer.fit(bundle.initial(), data.fit, learning_rate=0.01, epochs=1, seed=0)
+print(len(data.fit["labels"]), len(data.held_out["labels"]))
+try:
+    open_source(sys.argv[3])
+except DataError as error:
+    print(error)
+"""
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -155,6 +172,21 @@ def test_command_predicts_for_each_image(device_python: Path, pool: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["lame"] == "features" and len(document["predictions"]) == 5
+
+
+def test_own_data_are_trained_on_and_images_in_files_ask_for_pillow(
+    device_python: Path, bundle: Path, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.array(["3", "7"] * 5))
+    (tmp_path / "folder" / "3").mkdir(parents=True)
+    (tmp_path / "folder" / "3" / "a.png").write_bytes(b"")
+    places = [bundle, tmp_path / "own.npz", tmp_path / "folder"]
+    done = run(device_python, "-c", OWN_DATA, *places)
+    assert done.returncode == 0, done.stderr
+    counts, told = done.stdout.splitlines()
+    assert counts == "8 2"
+    assert "expected Pillow to read images; install it with: pip install pillow" in told
 
 
 @pytest.mark.parametrize("example", [EXAMPLE, PREDICT], ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
+from client_sdk.data.image_folder import read_image
 from coordinator.sections import RoundsSection, SimulationSection, TrainingSection
 from edge_runtime import open_bundle
 from edge_runtime.adapter import Adapter, read_adapter, write_adapter
@@ -23,7 +24,6 @@ from edge_runtime.predictor import Predictor
 from fedloom.cli import main
 from fedloom.errors import BAD_INPUT, DONE
 from fedloom.images import read_images
-from simulations.datasets.image_folder import read_image
 from simulations.run import simulate
 
 Make = Callable[..., Any]

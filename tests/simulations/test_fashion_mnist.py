@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client_sdk.data.idx import IdxFormatError
 from simulations.datasets.fashion_mnist import load_fashion_mnist
-from simulations.datasets.idx import IdxFormatError
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

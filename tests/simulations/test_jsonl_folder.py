@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.datasets import jsonl_folder
+from client_sdk.data import jsonl
 from simulations.datasets.loading import load_dataset
 from simulations.errors import DataError
 
@@ -92,7 +92,7 @@ def test_jsonl_folder_is_refused_when_files_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_jsonl_folder_is_refused_when_a_line_is_too_long(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(jsonl_folder, "MAX_LINE_BYTES", 40)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 40)
     write(tmp_path / "all.jsonl", {"text": "x", "label": "a"}, {"text": "x" * 40, "label": "a"})
     with pytest.raises(DataError, match=r"all\.jsonl:2: expected at most 40 bytes"):
         load_dataset(tmp_path, seed=0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulations.datasets.idx import IdxFormatError, read_idx
+from client_sdk.data.idx import IdxFormatError, read_idx
 
 
 def idx_bytes(array: np.ndarray, code: int = 0x08) -> bytes:

@@ -7,13 +7,14 @@ each dimension as a big-endian uint32, then the elements in row-major order, big
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, Final
 
 import numpy as np
 
-ELEMENT_TYPES = {
+ELEMENT_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
     0x08: np.dtype(np.uint8),
     0x09: np.dtype(np.int8),
     0x0B: np.dtype(">i2"),
@@ -23,6 +24,8 @@ ELEMENT_TYPES = {
 }
 MAX_DIMS = 4
 READ_CHUNK_BYTES = 1 << 20
+
+_Readable = IO[bytes] | gzip.GzipFile
 
 
 class IdxFormatError(ValueError):
@@ -49,7 +52,7 @@ def read_idx(path: Path) -> np.ndarray:
         ) from error
 
 
-def _read_stream(stream: BinaryIO, path: Path) -> np.ndarray:
+def _read_stream(stream: _Readable, path: Path) -> np.ndarray:
     magic = _read_up_to(stream, 4)
     if len(magic) < 4:
         raise IdxFormatError(f"{path}: expected a magic number of 4 bytes, found {len(magic)}")
@@ -85,7 +88,7 @@ def _read_stream(stream: BinaryIO, path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _read_up_to(stream: BinaryIO, limit: int) -> bytearray:
+def _read_up_to(stream: _Readable, limit: int) -> bytearray:
     """Read `limit` bytes, or what there is; grows with the data, not with the announcement."""
     data = bytearray()
     while len(data) < limit:
