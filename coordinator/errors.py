@@ -6,7 +6,11 @@
     ├── JournalError          the journal cannot be used
     │   ├── JournalFormatError    it was written by another version, or is no journal
     │   └── JournalConflictError  it holds another round, or other tensors, than this run has
-    └── NoClientsError        there is nobody to send a round to
+    ├── NoClientsError        there is nobody to send a round to
+    ├── GatewayError          the gateway cannot be started as it is set
+    ├── RefusedError          a request from the network that is answered by a refusal
+    ├── SuperLinkError        a command of Flower's failed
+    └── SupervisorError       a process cannot be kept running
 
 What a client does wrong is none of these: it becomes a `protocol.rejection.Rejection`.
 """
@@ -59,6 +63,30 @@ class JournalConflictError(JournalError):
 
 class NoClientsError(CoordinatorError):
     """The link to the clients knows of none."""
+
+
+class GatewayError(CoordinatorError):
+    """The gateway's settings, certificate or ports are not as they must be."""
+
+
+class RefusedError(CoordinatorError):
+    """Why a request is refused, in words for whoever asked, and the HTTP status that says so.
+
+    `again_s`: seconds after which it is worth asking again; 0: nothing is known about that.
+    """
+
+    def __init__(self, reason: str, *, status: int, again_s: float = 0.0) -> None:
+        self.status = status
+        self.again_s = again_s
+        super().__init__(reason)
+
+
+class SuperLinkError(CoordinatorError):
+    """Flower's SuperLink, or a command that asks it for something, failed."""
+
+
+class SupervisorError(CoordinatorError):
+    """A process of the deployment does not stay alive, or its folder cannot be used."""
 
 
 def _shown(value: object) -> str:
