@@ -30,6 +30,9 @@ class FakeSuperLink:
     """Echoes bodies over TLS, and remembers what reached it."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.received = 0
@@ -156,8 +159,7 @@ class _Upstream(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     async def __aexit__(self, *_: object) -> None:
-        self.should_exit = True
-        await self.work
+        self.work.cancel()
         await self.shutdown()
 
 
@@ -173,6 +175,22 @@ def serve(certificates: Path) -> Iterator[Serve]:
             return stack.enter_context(_serving(certificates, limits or GatewayLimits(), hooks))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def _standing(certificates: Path) -> Iterator[Running]:
+    limits = GatewayLimits(enrolments_burst=1_000)
+    with _serving(certificates, limits, {}) as running:
+        yield running
+
+
+@pytest.fixture
+def up(_standing: Running) -> Running:
+    """A gateway that the tests of a module share, with the default limits; clean for each."""
+    _standing.superlink.reset()
+    _standing.refused.clear()
+    _standing.seen.clear()
+    return _standing
 
 
 @contextmanager

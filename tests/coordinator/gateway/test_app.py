@@ -17,8 +17,7 @@ from coordinator.gateway.settings import GatewayLimits
 PULL = "/v1/fleet/pull-messages"
 
 
-def test_request_of_a_device_reaches_superlink_and_its_answer_comes_back(serve: Any) -> None:
-    up = serve()
+def test_request_of_a_device_reaches_superlink_and_its_answer_comes_back(up: Any) -> None:
     signed = up.device.headers()
     inner = {"x-forwarded-for": "1.2.3.4", "cookie": "a=b", "authorization": "Bearer x"}
     version = {"flwr-package-version": "1.41.0", "content-type": "application/protobuf"}
@@ -36,8 +35,7 @@ def test_request_of_a_device_reaches_superlink_and_its_answer_comes_back(serve: 
     assert up.eventually(lambda: up.seen == [(up.device.public_key, 2, 2)])
 
 
-def test_body_without_a_length_is_forwarded(serve: Any) -> None:
-    up = serve()
+def test_body_without_a_length_is_forwarded(up: Any) -> None:
     with up.client() as client:
         pieces = iter([b"ab", b"cd"])
         answer = client.post(PULL, content=pieces, headers=up.device.headers())
@@ -65,8 +63,7 @@ ELSEWHERE = [
 ]
 
 
-def test_nothing_else_is_there(serve: Any) -> None:
-    up = serve()
+def test_nothing_else_is_there(up: Any) -> None:
     for method, path in ELSEWHERE:
         with up.connect() as connection:
             headers = "".join(f"{k}: {v}\r\n" for k, v in up.device.headers().items())
@@ -76,15 +73,13 @@ def test_nothing_else_is_there(serve: Any) -> None:
     assert up.superlink.paths == []
 
 
-def test_query_is_not_passed_on(serve: Any) -> None:
-    up = serve()
+def test_query_is_not_passed_on(up: Any) -> None:
     with up.client() as client:
         assert client.post(PULL + "?a=b", headers=up.device.headers()).status_code == 200
     assert up.superlink.paths == [PULL]
 
 
-def test_stranger_is_refused_before_its_body_is_read(serve: Any) -> None:
-    up = serve()
+def test_stranger_is_refused_before_its_body_is_read(up: Any) -> None:
     with up.connect() as connection:
         connection.sendall(
             f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n"
@@ -96,8 +91,7 @@ def test_stranger_is_refused_before_its_body_is_read(serve: Any) -> None:
     assert up.superlink.paths == []
 
 
-def test_revoked_device_is_refused_at_its_next_request(serve: Any) -> None:
-    up = serve()
+def test_revoked_device_is_refused_at_its_next_request(up: Any) -> None:
     with up.client() as client:
         assert client.post(PULL, headers=up.device.headers()).status_code == 200
         up.refused[up.device.public_key] = "the device was revoked"
@@ -109,8 +103,7 @@ def test_revoked_device_is_refused_at_its_next_request(serve: Any) -> None:
     assert len(up.superlink.paths) == 1
 
 
-def test_headers_are_good_for_one_request(serve: Any) -> None:
-    up = serve()
+def test_headers_are_good_for_one_request(up: Any) -> None:
     signed = up.device.headers()
     with up.client() as client:
         assert client.post(PULL, content=b"a", headers=signed).status_code == 200
@@ -120,8 +113,7 @@ def test_headers_are_good_for_one_request(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("off_s", [-86_400, 86_400])
-def test_device_is_told_how_far_off_its_clock_is(serve: Any, off_s: int) -> None:
-    up = serve()
+def test_device_is_told_how_far_off_its_clock_is(up: Any, off_s: int) -> None:
     with up.client() as client:
         answer = client.post(PULL, headers=up.device.headers(later_s=off_s))
     assert answer.status_code == 401 and "clock off by 86" in answer.text
@@ -201,8 +193,7 @@ def test_device_is_asked_to_come_again_when_superlink_is_away(serve: Any) -> Non
     assert answer.status_code == 504
 
 
-def test_status_of_superlink_comes_through(serve: Any) -> None:
-    up = serve()
+def test_status_of_superlink_comes_through(up: Any) -> None:
     up.superlink.status, up.superlink.answer = 401, b"no"
     with up.client() as client:
         answer = client.post(PULL, headers=up.device.headers())
@@ -257,8 +248,7 @@ def test_health_and_metrics_are_on_loopback(serve: Any) -> None:
         assert up.eventually(lambda name=name: up.metric(name) == 1)
 
 
-def test_health_says_when_superlink_does_not_answer(serve: Any) -> None:
-    up = serve()
+def test_health_says_when_superlink_does_not_answer(up: Any) -> None:
     up.superlink.status = 500
     answer = httpx.get(up.status_url + "/healthz", trust_env=False)
     assert (answer.status_code, answer.text) == (503, "superlink: HTTP 500")

@@ -70,8 +70,7 @@ def test_thousand_half_sent_requests(serve: Any, capsys: pytest.CaptureFixture[s
     assert p99["kept_ms"] <= 500
 
 
-def test_only_tls_1_2_and_later_is_spoken(serve: Any) -> None:
-    up = serve()
+def test_only_tls_1_2_and_later_is_spoken(up: Any) -> None:
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context = up.context()
         context.minimum_version = context.maximum_version = version
@@ -135,8 +134,7 @@ def test_device_that_takes_nothing_of_an_answer_is_closed(serve: Any) -> None:
         assert up.eventually(lambda: up.metric(name) == 1)
 
 
-def test_headers_longer_than_allowed_are_refused(serve: Any) -> None:
-    up = serve()
+def test_headers_longer_than_allowed_are_refused(up: Any) -> None:
     with up.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"a" * (40 << 10))
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
