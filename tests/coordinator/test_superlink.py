@@ -44,13 +44,6 @@ def test_command_is_loopback_with_tls_and_known_nodes_only(superlink: SuperLink)
     assert wanted.items() <= command.environment.items()
 
 
-def test_options_are_those_of_the_installed_flower(superlink: SuperLink) -> None:
-    program, *arguments = superlink.command().argv
-    assert Path(program).exists()
-    shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
-    assert [a for a in arguments if a.startswith("--") and a not in shown] == []
-
-
 def test_connection_is_written_for_flowers_commands(superlink: SuperLink) -> None:
     superlink.prepare()
     superlink.prepare()

@@ -160,7 +160,11 @@ class _Upstream(uvicorn.Server):
 
     async def __aexit__(self, *_: object) -> None:
         self.work.cancel()
-        await self.shutdown()
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)
 
 
 Serve = Callable[..., Running]

@@ -187,7 +187,7 @@ def test_one_device_cannot_take_every_place(serve: Any) -> None:
 
 def test_device_is_asked_to_come_again_when_superlink_is_away(serve: Any) -> None:
     up = serve(GatewayLimits(upstream_s=0.3))
-    up.superlink.wait_s = 2.0
+    up.superlink.wait_s = 0.8
     with up.client() as client:
         answer = client.post(PULL, headers=up.device.headers())
     assert answer.status_code == 504
