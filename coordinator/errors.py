@@ -10,7 +10,11 @@
     ├── EnrolmentError        enrolment cannot be set up or used
     │   ├── AuthorityError        the authority's key or certificate is missing or unusable
     │   └── RegistryError         the registry cannot be used, or lacks an entry
-    └── NoClientsError        there is nobody to send a round to
+    ├── NoClientsError        there is nobody to send a round to
+    ├── GatewayError          the gateway cannot be started as it is set
+    ├── RefusedError          a request from the network that is answered by a refusal
+    ├── SuperLinkError        a command of Flower's failed
+    └── SupervisorError       a process cannot be kept running
 
 What a client does wrong is none of these: it becomes a `protocol.rejection.Rejection`, or a
 `protocol.enrolment.Refusal`.
@@ -80,6 +84,30 @@ class RegistryError(EnrolmentError):
 
 class NoClientsError(CoordinatorError):
     """The link to the clients knows of none."""
+
+
+class GatewayError(CoordinatorError):
+    """The gateway's settings, certificate or ports are not as they must be."""
+
+
+class RefusedError(CoordinatorError):
+    """Why a request is refused, in words for whoever asked, and the HTTP status that says so.
+
+    `again_s`: seconds after which it is worth asking again; 0: nothing is known about that.
+    """
+
+    def __init__(self, reason: str, *, status: int, again_s: float = 0.0) -> None:
+        self.status = status
+        self.again_s = again_s
+        super().__init__(reason)
+
+
+class SuperLinkError(CoordinatorError):
+    """Flower's SuperLink, or a command that asks it for something, failed."""
+
+
+class SupervisorError(CoordinatorError):
+    """A process of the deployment does not stay alive, or its folder cannot be used."""
 
 
 def _shown(value: object) -> str:

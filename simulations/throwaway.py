@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class Authority:
         self.certificate = self._signed("authority", self._key, is_authority=True)
 
     def pair(self, name: str) -> Pair:
-        """A fresh key of somebody called so."""
+        """A fresh key of somebody called so, or of a server at an address such as 127.0.0.1."""
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -67,6 +68,12 @@ class Authority:
         def named(text: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
+        def reached_as(text: str) -> x509.GeneralName:
+            try:
+                return x509.IPAddress(ipaddress.ip_address(text))
+            except ValueError:
+                return x509.DNSName(text)
+
         now = datetime.datetime.now(datetime.UTC)
         made = (
             x509.CertificateBuilder()
@@ -77,7 +84,7 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(minutes=1))
             .not_valid_after(now + datetime.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([reached_as(name)]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         return made.public_bytes(serialization.Encoding.PEM)
