@@ -3,6 +3,7 @@
 
 ClientError
 ├── ConditionsError  what the device's owner asks for before it works cannot be read
+├── CoordinatorUnreachableError  nobody answers there, or not as a coordinator does
 ├── DataError        the device's own data cannot be read, or do not fit the bundle
 ├── FunctionError    a function of the device's own code cannot be found
 ├── IdentityError    the device's key, certificate or folder cannot be used, or an answer not taken
@@ -28,6 +29,10 @@ class ClientError(Exception):
 
 class ConditionsError(ClientError):
     """Settings that say when the device works cannot be meant."""
+
+
+class CoordinatorUnreachableError(ClientError):
+    """Nobody answers at the coordinator's address, or not as a coordinator does."""
 
 
 class DataError(ClientError):

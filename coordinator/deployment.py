@@ -6,7 +6,10 @@
     ├── authority/        the certificate authority
     ├── signing.pem       Ed25519, what bundles are signed with
     ├── operator.token    who reads metrics shows it
-    └── registry.sqlite   tokens, devices, audit log
+    ├── registry.sqlite   tokens, devices, audit log
+    ├── server/           keys and certificates of the ports, made anew at each start
+    ├── superlink/        Flower's own state
+    └── logs/             of the processes, and what is running
 
 All of it is its owner's alone. A backup is a copy of the folder while nothing runs in it.
 """
@@ -60,6 +63,8 @@ class Settings:
     """Of the split server, where a job has one."""
     operator_port: int = 9443
     """On loopback: health and metrics."""
+    superlink_port: int = 9092
+    """On loopback: Flower's own server, which nobody but the gateway talks to."""
 
     def __post_init__(self) -> None:
         plain_label("name", self.name)
@@ -74,12 +79,13 @@ class Settings:
                     f"addresses: expected DNS names in lower case or IP addresses, found "
                     f'"{address}"'
                 )
-        ports = {name: getattr(self, name) for name in ("port", "split_port", "operator_port")}
+        names = ("port", "split_port", "operator_port", "superlink_port")
+        ports = {name: getattr(self, name) for name in names}
         for name, port in ports.items():
             if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65_535:
                 raise DeploymentError(f"{name}: expected a port from 1 to 65535, found {port}")
         if len(set(ports.values())) < len(ports):
-            raise DeploymentError(f"ports: expected three different ones, found {ports}")
+            raise DeploymentError(f"ports: expected different ones, found {ports}")
 
 
 class Deployment:

@@ -3,6 +3,7 @@
 
     POST /v1/fleet/NAME              to SuperLink, for devices that are known
     GET  /v1/bundles/HASH/FILE       a file of a bundle, for devices that are known
+    GET  /v1/authority               the authority's certificate, for anybody, rarely
     POST /v1/enroll, /v1/renew       to the authority, for anybody, rarely
 
 Whatever a caller does wrong is answered by one line of text and the end of the connection. A
@@ -96,6 +97,12 @@ class GatewayApp:
                 call.bound(0)
                 response = await self._bundles.answer(match[1], match[2], call.headers)
                 await response(call.scope, call.receive_counted, call.send_counted)
+        elif method == "GET" and path == "/v1/authority":
+            call.route = "authority"
+            self._require_rare(call)
+            call.bound(0)
+            response = Response(self._hooks.authority, media_type="application/x-pem-file")
+            await response(call.scope, call.receive_counted, call.send_counted)
         elif method == "POST" and path == "/v1/enroll":
             call.route = "enroll"
             await self._enrolment(call, self._hooks.enroll)
@@ -121,9 +128,12 @@ class GatewayApp:
                 del self._at_work[device]
             self._hooks.seen(device, call.received, call.sent)
 
-    async def _enrolment(self, call: _Call, exchange: Exchange) -> None:
+    def _require_rare(self, call: _Call) -> None:
         if wait := self._rate.wait_s(call.address):
             raise RefusedError("too many enrolments from here", status=429, again_s=wait)
+
+    async def _enrolment(self, call: _Call, exchange: Exchange) -> None:
+        self._require_rare(call)
         if self._enrolments >= self._limits.enrolments:
             raise RefusedError("too many enrolments at once", status=503, again_s=1.0)
         self._enrolments += 1

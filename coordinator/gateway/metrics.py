@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -58,20 +59,30 @@ class Metrics:
 
 
 class StatusApp:
-    """`/healthz` and `/metrics`. `healthy` says what is wrong, "" where nothing is."""
+    """`/healthz` for anybody, and `/metrics` for whoever shows the token, where there is one.
 
-    def __init__(self, metrics: Metrics, healthy: Callable[[], Awaitable[str]]) -> None:
+    `healthy` says what is wrong, "" where nothing is.
+    """
+
+    def __init__(
+        self, metrics: Metrics, healthy: Callable[[], Awaitable[str]], *, token: str = ""
+    ) -> None:
         self._metrics = metrics
         self._healthy = healthy
+        self._expected = f"Bearer {token}".encode() if token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
-        await (await self._answer(scope["path"]))(scope, receive, send)
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        await (await self._answer(scope["path"], shown))(scope, receive, send)
 
-    async def _answer(self, path: str) -> Response:
+    async def _answer(self, path: str, shown: bytes) -> Response:
         if path == "/healthz":
             wrong = await self._healthy()
             return PlainTextResponse(wrong or "ok", status_code=503 if wrong else 200)
+        if path == "/metrics" and not hmac.compare_digest(shown, self._expected or shown):
+            words = "expected the operator's token: Authorization: Bearer TOKEN"
+            return PlainTextResponse(words, status_code=401, headers={"www-authenticate": "Bearer"})
         if path == "/metrics":
             from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 

@@ -232,7 +232,7 @@ class GatewayServer:
             upstream = Upstream(settings)
             stack.push_async_callback(upstream.close)
             public = GatewayApp(self._hooks, settings.limits, upstream, self._metrics)
-            status = StatusApp(self._metrics, upstream.fault)
+            status = StatusApp(self._metrics, upstream.fault, token=settings.status_token)
             self.port = await self._listen(stack, public, settings.host, settings.port, tls)
             self.status_port = await self._listen(
                 stack, status, settings.status_host, settings.status_port, None

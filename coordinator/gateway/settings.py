@@ -36,6 +36,8 @@ class Hooks:
     enroll: Exchange
     renew: Exchange
     find_bundle: FindBundle
+    authority: bytes = b""
+    """The certificate authority's certificate, PEM, for anybody: devices know its fingerprint."""
     seen: Seen = _nobody_saw
 
 
@@ -91,6 +93,8 @@ class GatewaySettings:
     port: int = 8443
     status_host: str = "127.0.0.1"
     status_port: int = 9444
+    status_token: str = ""
+    """What a reader of metrics shows as a bearer token; "": nothing is asked for."""
     limits: GatewayLimits = GatewayLimits()
 
     def __post_init__(self) -> None:

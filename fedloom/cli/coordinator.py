@@ -44,6 +44,7 @@ def init(
     port: Annotated[int, typer.Option(help="The one public port.")] = 8443,
     split_port: Annotated[int, typer.Option(help="Public port of the split server.")] = 8444,
     operator_port: Annotated[int, typer.Option(help="Health and metrics, on loopback.")] = 9443,
+    superlink_port: Annotated[int, typer.Option(help="Flower's own, on loopback.")] = 9092,
 ) -> None:
     """Make the keys and settings of a deployment in DIR."""
     from coordinator.deployment import Deployment, Settings
@@ -54,12 +55,22 @@ def init(
         port=port,
         split_port=split_port,
         operator_port=operator_port,
+        superlink_port=superlink_port,
     )
     with Deployment.create(folder, settings) as made:
         typer.echo(f"deployment   {folder}")
         typer.echo(f"devices use  https://{address[0]}:{port}")
         typer.echo(f"fingerprint  {made.authority.fingerprint}")
     typer.echo(f"next         fedloom coordinator token create {folder} --label LABEL")
+
+
+@app.command(cls=PlainCommand)
+def up(folder: _Folder) -> None:
+    """Run the deployment in DIR, and restart what dies, until ctrl-c or SIGTERM."""
+    from coordinator.up import run_deployment
+
+    typer.echo(f"starting; logs are in {folder / 'logs'}")
+    run_deployment(folder)
 
 
 @token_app.callback()

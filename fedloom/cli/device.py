@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,16 +19,73 @@ if TYPE_CHECKING:
     from edge_runtime.predictor import Prediction
 
 app = typer.Typer(
-    help="Predict with a bundle, without a training framework.",
+    help="Become a member of a deployment; predict without a training framework.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 
-# Without it typer makes a lone command the group itself: `fedloom device BUNDLE`.
-@app.callback()
-def _group() -> None:
-    pass
+_Home = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="Where the device keeps what it is.")
+]
+_HOME = Path("~/.local/share/fedloom/device")
+
+
+@app.command(cls=PlainCommand)
+def enroll(
+    coordinator: Annotated[str, typer.Option(metavar="URL", help="As the operator told it.")],
+    token: Annotated[str, typer.Option(help="As the operator told it; it is used up by this.")],
+    fingerprint: Annotated[
+        str, typer.Option(metavar="HEX", help="Of the coordinator's authority, from the operator.")
+    ],
+    home: _Home = _HOME,
+) -> None:
+    """Make this device a member of a deployment. Its key is made here and never leaves."""
+    from client_sdk import enrolment
+
+    held = enrolment.enroll(home.expanduser(), coordinator, token, fingerprint)
+    typer.echo(f"device       {held.device}")
+    typer.echo(f"coordinator  {held.coordinator}")
+    typer.echo(f"signer       {held.signing_key}")
+
+
+@app.command(cls=PlainCommand)
+def status(
+    home: _Home = _HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say who this device is, and until when its certificate is valid."""
+    from client_sdk.identity import Identity
+
+    held = Identity(home.expanduser()).membership
+    if held is None:
+        raise UsageError(f"{home}: no member of any deployment; enrol with: fedloom device enroll")
+    until = datetime.fromtimestamp(held.not_after, UTC)
+    valid = until > datetime.now(UTC)
+    if as_json:
+        told = {
+            "device": held.device,
+            "coordinator": held.coordinator,
+            "signer": held.signing_key,
+            "fingerprint": held.fingerprint,
+            "certificate_until": held.not_after,
+            "certificate_valid": valid,
+        }
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        typer.echo(f"device       {held.device}")
+        typer.echo(f"coordinator  {held.coordinator}, authority {held.fingerprint}")
+        word = "valid until" if valid else "ran out on"
+        typer.echo(f"certificate  {word} {until:%Y-%m-%d %H:%M:%SZ}")
+
+
+@app.command(cls=PlainCommand)
+def leave(home: _Home = _HOME) -> None:
+    """Remove what enrolment made on this device: its key, certificate and pins."""
+    from client_sdk.identity import leave_folder
+
+    leave_folder(home.expanduser())
+    typer.echo(f"{home}: no member any more; ask the operator to revoke the device as well")
 
 
 @app.command(cls=PlainCommand)

@@ -68,7 +68,7 @@ def test_making_goes_on_where_it_was_cut_off(
     ({"addresses": ("-a.example",)}, "DNS names in lower case"),
     ({"port": 0}, "port: expected a port from 1 to 65535, found 0"),
     ({"split_port": 70_000}, "split_port: expected a port"),
-    ({"port": 8444}, "three different ones"),
+    ({"port": 8444}, "expected different ones"),
     ({"port": True}, "found True"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(changed: dict[str, Any], words: str) -> None:

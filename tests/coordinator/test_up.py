@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gateway asks of the registry, and how SuperLink comes to know the members."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client_sdk.identity import Identity
+from coordinator import up
+from coordinator.deployment import Deployment, Settings
+from coordinator.enrolment.devices import Device
+from coordinator.errors import RegistryError, SuperLinkError
+from coordinator.up import Registrar, hooks_of
+from protocol.enrolment import Refusal, unpack_enrolment_answer
+
+
+class FakeNodes:
+    """SuperLink's nodes; fails so often before it works."""
+
+    def __init__(self, *failures: str) -> None:
+        self.failures = list(failures)
+        self.registered: list[str] = []
+        self.called = threading.Semaphore(0)
+
+    def register(self, public_key: bytes, *, name: str = "") -> int:
+        try:
+            if self.failures:
+                raise SuperLinkError(self.failures.pop(0))
+            assert public_key.startswith(b"-----BEGIN PUBLIC KEY-----")
+            self.registered.append(name)
+            return len(self.registered)
+        finally:
+            self.called.release()
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    settings = Settings(name="ward", addresses=("localhost",))
+    with Deployment.create(tmp_path / "deployment", settings) as made:
+        yield made
+
+
+def registrar(deployment: Deployment, nodes: Any) -> Registrar:
+    return Registrar(nodes, deployment.enrolment.devices.all)
+
+
+def member(deployment: Deployment, folder: Path, hooks: Any) -> Device:
+    token = deployment.enrolment.create_token("bed")
+    identity = Identity(folder)
+    answer = hooks.enroll(identity.enrol_request(token))
+    held = identity.join(answer, fingerprint=deployment.authority.fingerprint)
+    device = deployment.enrolment.devices.by_name(held.device)
+    assert device is not None
+    return device
+
+
+def test_a_member_is_known_to_superlink_before_it_hears_of_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    nodes = FakeNodes()
+    device = member(deployment, tmp_path / "a", hooks_of(deployment, registrar(deployment, nodes)))
+    assert nodes.registered == [device.name]
+
+
+def test_a_refused_enrolment_registers_nobody(deployment: Deployment, tmp_path: Path) -> None:
+    nodes = FakeNodes()
+    hooks = hooks_of(deployment, registrar(deployment, nodes))
+    request = Identity(tmp_path / "a").enrol_request("0" * 64)
+    assert isinstance(unpack_enrolment_answer(hooks.enroll(request)), Refusal)
+    assert not nodes.registered
+
+
+def test_members_are_let_in_strangers_and_revoked_ones_are_not(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    hooks = hooks_of(deployment, registrar(deployment, FakeNodes()))
+    device = member(deployment, tmp_path / "a", hooks)
+    key = device.node_key.encode()
+    assert hooks.refuse(key) == ""
+    hooks.seen(key, 300, 20)
+    (counted,) = deployment.enrolment.devices.all()
+    assert (counted.bytes_up, counted.bytes_down) == (300, 20)
+    deployment.enrolment.revoke(device.name)
+    assert hooks.refuse(key) == "this device was revoked"
+    for stranger in (Identity(tmp_path / "b").key().public_key(), None):
+        pem = b"nonsense"
+        if stranger is not None:
+            from protocol.keys import public_pem
+
+            pem = public_pem(stranger).encode()
+        assert "enrol it with a token" in hooks.refuse(pem)
+        hooks.seen(pem, 1, 1)  # counts for nobody
+
+
+def test_bundles_are_found_by_their_hash_alone(deployment: Deployment) -> None:
+    hooks = hooks_of(deployment, registrar(deployment, FakeNodes()))
+    folder = deployment.folder / "bundles" / ("ab" * 32)
+    folder.mkdir(parents=True)
+    assert hooks.find_bundle("ab" * 32) == folder
+    assert hooks.find_bundle("cd" * 32) is None
+
+
+def test_what_superlink_did_not_take_is_told_again(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "_REGISTER_AGAIN_S", 0.01)
+    nodes = FakeNodes("it is not running", "nor now")
+    registering = registrar(deployment, nodes)
+    device = member(deployment, tmp_path / "a", hooks_of(deployment, registering))
+    assert not nodes.registered, "the device is a member all the same"
+    with registering:
+        for _ in range(3):
+            assert nodes.called.acquire(timeout=10)
+    assert nodes.registered == [device.name]
+
+
+def test_a_restart_goes_through_all_members_but_the_revoked(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    hooks = hooks_of(deployment, registrar(deployment, FakeNodes("down", "down", "down")))
+    names = [member(deployment, tmp_path / name, hooks).name for name in "abc"]
+    deployment.enrolment.revoke(names[1])
+    nodes = FakeNodes("flwr supernode register: [code: 23] in use")
+    with registrar(deployment, nodes):
+        for _ in range(2):
+            assert nodes.called.acquire(timeout=10)
+    assert nodes.registered == [names[2]], "the first one was known already"
+
+
+def test_a_registry_that_cannot_be_read_is_read_again(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "_REGISTER_AGAIN_S", 0.01)
+    device = member(
+        deployment, tmp_path / "a", hooks_of(deployment, registrar(deployment, FakeNodes("down")))
+    )
+    calls: list[int] = []
+
+    def members() -> list[Device]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RegistryError("locked")
+        return [replace(device)]
+
+    nodes = FakeNodes()
+    with Registrar(nodes, members):  # type: ignore[arg-type]
+        assert nodes.called.acquire(timeout=10)
+    assert nodes.registered == [device.name] and len(calls) == 2
