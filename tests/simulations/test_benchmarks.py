@@ -411,8 +411,9 @@ def test_every_figure_of_the_table_is_measured(
     ):  # fmt: skip
         monkeypatch.setattr(device, name, named(name))
     for name in (
-        "split_parity", "plain_split_parity", "device_flops_share", "split_rate_ratio",
-        "split_batching_ratio", "slow_loris_p99_ms", "reconstruction_psnr_db",
+        "split_parity", "plain_split_parity", "device_flops_share", "accuracy_gap",
+        "split_rate_ratio", "split_lanes_ratio", "split_batching_ratio", "slow_loris_p99_ms",
+        "reconstruction_psnr_db",
     ):  # fmt: skip
         monkeypatch.setattr(split, name, named(name))
     shares = iter(["traffic_share", "traffic_share_pooled"] * 2)
@@ -435,8 +436,8 @@ def test_every_figure_of_the_table_is_measured(
         "instance_latency_ratio", "adapter_switch_ratio",
         "exact_merge_error", "merge_vs_copy", "attack_worst_accuracy",
         "split_parity", "plain_split_parity", "device_flops_share", "traffic_share",
-        "traffic_share_pooled", "split_rate_ratio", "split_batching_ratio", "slow_loris_p99_ms",
-        "reconstruction_psnr_db",
+        "traffic_share_pooled", "accuracy_gap", "split_rate_ratio", "split_lanes_ratio",
+        "split_batching_ratio", "slow_loris_p99_ms", "reconstruction_psnr_db",
     ]  # fmt: skip
     assert all(made.note.startswith("QUICK") for made in found) is quick
 
