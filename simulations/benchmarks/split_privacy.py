@@ -121,8 +121,11 @@ def reconstruction_psnr_db(
         mine, theirs = head.states(public), head.states(private)
         for noise in NOISES:
             rng = np.random.default_rng(0)
-            sent = noised(theirs, noise, rng)
-            learned = Regression(noised(mine, noise, rng), public)
+            sent, seen = (
+                noised(states, noise, rng.standard_normal(states.shape, dtype=np.float32))
+                for states in (theirs, mine)
+            )
+            learned = Regression(seen, public)
             ways = [psnr(learned(sent), private)]
             if cut == CUTS[0]:
                 ways.append(psnr(head.solved(sent), private))
