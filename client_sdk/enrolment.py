@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device and the coordinator's public port: enrol once, renew before the certificate runs out.
+"""A device and the coordinator's public port: how it becomes a member.
 
 The first thing asked for is the authority's certificate, from whoever answers; it is trusted only
 if its fingerprint is the one that the operator told. The token is shown to nobody before that.
@@ -11,7 +11,6 @@ import http.client
 import os
 import platform
 import ssl
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -53,19 +52,6 @@ def enroll(folder: Path, coordinator: str, token: str, fingerprint: str) -> Memb
     request = identity.enrol_request(token, versions=versions(), capabilities=capabilities())
     answer = _asked(host, port, _trusting(pem), "POST", "/v1/enroll", request, MAX_ENROLMENT_BYTES)
     return identity.join(answer, fingerprint=fingerprint)
-
-
-def renew(identity: Identity, coordinator: str) -> Membership:
-    """A certificate for another week, with the same key. Raises: as `enroll`."""
-    held = identity.membership
-    if held is None:
-        raise IdentityError(f"{identity.folder}: expected a member's folder; enrol first")
-    host, port = _address(coordinator)
-    request = identity.renew_request(time.time())
-    context = _trusting(held.authority)
-    return identity.renew(
-        _asked(host, port, context, "POST", "/v1/renew", request, MAX_ENROLMENT_BYTES)
-    )
 
 
 def versions() -> dict[str, str]:

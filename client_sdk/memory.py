@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from client_sdk.durable import PARTIAL, make_folder, write_whole
+from client_sdk.durable import make_folder
 from client_sdk.errors import MemoryFileError
+from protocol.owned_files import PARTIAL, write_whole
 from protocol.tensors import Tensors
 
 KEPT_ROUNDS: Final = 2
@@ -79,7 +80,7 @@ class FolderMemory:
             for old in sorted(n for n in self._rounds(kind) if n <= round)[:-KEPT_ROUNDS]:
                 self._path(kind, old).unlink(missing_ok=True)
             # What a writer left that was killed in a round that was not played again.
-            for left in self._folder.glob(f"{kind}-*{_SUFFIX}{PARTIAL}"):
+            for left in self._folder.glob(f".{kind}-*{_SUFFIX}.*{PARTIAL}"):
                 left.unlink(missing_ok=True)
         except OSError as error:
             raise MemoryFileError(

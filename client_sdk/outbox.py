@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from client_sdk.durable import PARTIAL, locked, make_folder, sync_folder, write_whole
+from client_sdk.durable import locked, make_folder
 from client_sdk.errors import OutboxError, PlanError
 from protocol.errors import ContainerError
+from protocol.owned_files import PARTIAL, sync_folder, write_whole
 from protocol.plan import Plan, unpack_plan
 
 DEFAULT_BYTES: Final = 256 << 20
@@ -91,7 +92,7 @@ class Outbox:
         except OSError as error:
             raise _unusable(folder, error) from error
         with self._locked():
-            for left in folder.glob(f"*{PARTIAL}"):
+            for left in folder.rglob(f"*{PARTIAL}"):
                 left.unlink(missing_ok=True)
             for path in folder.glob("*.update"):
                 if not _NAME.fullmatch(path.name):

@@ -89,14 +89,13 @@ class OnnxBody:
 
     def _kept(self, hidden: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Kept]:
         left, kept = [], []
-        masks = [None] * len(hidden) if mask is None else self._parts(mask)
-        for part, hides in zip(self._parts(hidden), masks, strict=False):
-            feeds = {"hidden": _value(self._filled(part))}
-            if hides is not None:
-                feeds[_MASK] = _value(self._filled(hides))
+        given = {"hidden": hidden} if mask is None else {"hidden": hidden, _MASK: mask}
+        for pieces in zip(*map(self._parts, given.values()), strict=True):
+            named = dict(zip(given, pieces, strict=True))
+            feeds = {name: _value(self._filled(piece)) for name, piece in named.items()}
             found = self._keeping.run_with_ort_values(self._given, feeds)
             values = feeds | dict(zip(self._given, found, strict=True))
-            left.append(values.pop("left").numpy()[: len(part)])
+            left.append(values.pop("left").numpy()[: len(named["hidden"])])
             kept.append({name: values[name] for name in self._taken if name in values})
         return np.concatenate(left), Kept(kept)
 

@@ -13,21 +13,26 @@ from protocol.files import open_regular
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
-_PARTIAL: Final = ".partial"
+PARTIAL: Final = ".partial"
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = PRIVATE, replace: bool = True) -> None:
+def write_whole(
+    path: Path, *parts: bytes | memoryview, mode: int = PRIVATE, replace: bool = True
+) -> None:
     """Durable when it returns; a crash leaves the old file or the new one.
 
-    `mode` is the new file's, less what the process's umask takes away.
+    `mode` is the new file's, less what the process's umask takes away. A writer that is killed may
+    leave a second file beside it; see `partial_files`.
 
-    Raises: FileExistsError where a file must not be replaced, OSError when it cannot be written.
+    Raises: FileExistsError where a file must not be replaced; OSError when it cannot be written,
+        and the file is then as it was, or whole and new.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if replace:
@@ -36,12 +41,12 @@ def write_whole(path: Path, data: bytes, *, mode: int = PRIVATE, replace: bool =
             os.link(partial, path)  # unlike a rename it fails where there is a file
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def partial_files(path: Path) -> list[Path]:
     """What writers of this file left that were killed; also what one is writing just now."""
-    return sorted(path.parent.glob(f".{path.name}.*{_PARTIAL}"))
+    return sorted(path.parent.glob(f".{path.name}.*{PARTIAL}"))
 
 
 def read_private(path: Path, limit: int) -> bytes:
@@ -64,8 +69,8 @@ def read_private(path: Path, limit: int) -> bytes:
     return data
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in it survive a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Makes names that came, changed or went in it survive a power cut. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -28,7 +28,13 @@ from client_sdk.outbox import SET_ASIDE, Attempt, Outbox, answer_once
 from protocol.plan import Plan, pack_plan
 
 ROOT = Path(__file__).parents[2]
-WATCHED = {str(ROOT / "client_sdk" / name) for name in ("durable.py", "memory.py", "outbox.py")}
+WATCHED = {
+    str(ROOT / name)
+    for name in (
+        "client_sdk/durable.py", "client_sdk/memory.py", "client_sdk/outbox.py",
+        "protocol/owned_files.py",
+    )
+}  # fmt: skip
 MOST_LINES = 2000
 RANDOM_KILLS = 25
 JOB = "ab" * 32

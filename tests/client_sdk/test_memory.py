@@ -63,7 +63,7 @@ def test_a_crash_while_writing_leaves_what_was_there(
 def test_files_are_for_this_user_alone_and_leavings_of_a_killed_writer_go(tmp_path: Path) -> None:
     memory = FolderMemory(tmp_path / "m")
     memory.save("personal", 1, tensors(1))
-    (tmp_path / "m" / "personal-2.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "m" / ".personal-2.safetensors.0123abcd.partial").write_bytes(b"half")
     memory.save("personal", 3, tensors(3))
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
         "personal-1.safetensors", "personal-3.safetensors",

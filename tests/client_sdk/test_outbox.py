@@ -206,7 +206,7 @@ def test_what_a_killed_writer_left_is_removed_and_foreign_names_are_set_aside(
     folder: Path,
 ) -> None:
     Outbox(folder).put(attempt(), b"plan", b"update")
-    (folder / "000000000002-x.update.partial").write_bytes(b"half")
+    (folder / ".000000000002-x.update.0123abcd.partial").write_bytes(b"half")
     (folder / "note.update").write_bytes(b"mine?")
     assert rounds(Outbox(folder)) == [1]
     assert not list(folder.glob("*.partial"))
