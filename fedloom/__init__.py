@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from edge_runtime.errors import BundleError as BundleError
     from edge_runtime.predictor import Predictor as Predictor
     from edge_runtime.trainer import OnnxTrainer as OnnxTrainer
+    from reports.report import write_report as write_report
     from simulations.progress import ProgressListener as ProgressListener
     from simulations.progress import SilentProgress as SilentProgress
-    from simulations.reports.report import write_report as write_report
     from simulations.run import build_bundle as build_bundle
     from simulations.run import simulate as simulate
 
@@ -49,7 +49,7 @@ _HOMES = {
     "open_bundle": ("edge_runtime.bundle", "open_bundle"),
     "read_adapter": ("edge_runtime.adapter", "read_adapter"),
     "simulate": ("simulations.run", "simulate"),
-    "write_report": ("simulations.reports.report", "write_report"),
+    "write_report": ("reports.report", "write_report"),
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -18,6 +18,7 @@ _PACKAGES = (
     "edge_runtime",
     "fedloom",
     "protocol",
+    "reports",
     "simulations",
     "tuning",
 )

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from reports.units import bytes_text, duration_text
 from simulations.progress import ProgressListener, Report, SilentProgress
-from simulations.reports.units import bytes_text, duration_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

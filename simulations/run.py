@@ -26,12 +26,12 @@ from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from edge_runtime.bundle import open_bundle
 from protocol.signing import new_key, public_key_hex
+from reports.report import write_report
 from simulations.backends.play import play
 from simulations.clients import label_distribution
 from simulations.errors import RunFolderError
 from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
-from simulations.reports.report import write_report
 from simulations.setup import (
     Setup,
     client_flops,

@@ -21,13 +21,14 @@ ARROWS: dict[str, set[str]] = {
     "edge_runtime": {"protocol"},
     "tuning": {"protocol"},
     "client_sdk": {"edge_runtime", "aggregation", "protocol"},
-    "coordinator": {"tuning", "aggregation", "protocol"},
+    "reports": set(),
+    "coordinator": {"edge_runtime", "tuning", "aggregation", "protocol", "reports"},
     "simulations": {
-        "protocol", "aggregation", "edge_runtime", "tuning", "client_sdk", "coordinator"
+        "protocol", "aggregation", "edge_runtime", "tuning", "client_sdk", "coordinator", "reports"
     },
     "fedloom": {
         "protocol", "aggregation", "edge_runtime", "tuning", "client_sdk", "coordinator",
-        "simulations",
+        "reports", "simulations",
     },
 }  # fmt: skip
 

@@ -122,7 +122,7 @@ def verify(folder: _Folder, signer: _Signer = None, as_json: _Json = False) -> N
 
 
 def _text(bundle: Bundle, *, verbose: bool) -> str:
-    from simulations.reports.units import bytes_text, count_text
+    from reports.units import bytes_text, count_text
 
     manifest = bundle.manifest
     total = sum(entry.size for entry in manifest.files.values())

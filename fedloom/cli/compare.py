@@ -40,8 +40,8 @@ def compare(
 ) -> None:
     """Run each job file, read each finished run directory, and put them side by side."""
     from fedloom.progress import progress_on
-    from simulations.reports.compare import compare as run
-    from simulations.reports.compare import prepare, to_document, to_table
+    from simulations.compare import compare as run
+    from simulations.compare import prepare, to_document, to_table
 
     overrides = job_overrides(
         clients=clients, dataset=dataset, partition=partition, backend=backend, seed=seed

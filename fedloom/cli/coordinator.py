@@ -187,7 +187,7 @@ def _described(device: Device) -> dict[str, Any]:
 
 
 def _table(found: list[Device]) -> str:
-    from simulations.reports.units import bytes_text
+    from reports.units import bytes_text
 
     rows = [("device", "last seen", "rounds", "up", "down", "state")]
     for device in found:

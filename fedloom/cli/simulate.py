@@ -94,7 +94,7 @@ def job_overrides(
 
 def summary_text(summary: dict[str, Any], folder: Path) -> str:
     """The result in a few lines."""
-    from simulations.reports.units import bytes_text, count_text, duration_text
+    from reports.units import bytes_text, count_text, duration_text
 
     accuracy = summary["accuracy"]
     shown = "not evaluated" if accuracy is None else f"{accuracy:.4f}"

@@ -18,10 +18,10 @@ from coordinator.sections import RoundsSection, SimulationSection, UpdateSection
 from edge_runtime import open_bundle, preprocess
 from edge_runtime.session import open_session
 from protocol.signing import new_key, public_key_hex
+from reports.run_record import SUMMARY_KEYS, read_run
 from simulations.datasets import load_dataset
 from simulations.errors import RunFolderError
 from simulations.progress import SilentProgress
-from simulations.reports.run_record import SUMMARY_KEYS, read_run
 from simulations.run import build_bundle, simulate
 
 ROUNDS = RoundsSection(count=4, evaluate_every=2, evaluate_clients_every=2)

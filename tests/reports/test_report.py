@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reports.errors import RunRecordError
+from reports.report import write_report
+from reports.run_record import read_run
+from simulations.compare import Entry, compare, differing, prepare, to_document, to_table
 from simulations.progress import SilentProgress
-from simulations.reports.compare import Entry, compare, differing, prepare, to_document, to_table
-from simulations.reports.report import write_report
-from simulations.reports.run_record import RunRecordError, read_run
 
 
 def fake_run(

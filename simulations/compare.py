@@ -11,12 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.charts import Series, colour_of, line_chart
+from reports.errors import RunRecordError
+from reports.page import legend, page, section, table
+from reports.run_record import RoundLine, RunRecord, is_run, read_run
+from reports.units import bytes_text, count_text, duration_text
 from simulations.machine import machine, versions
 from simulations.progress import ProgressListener
-from simulations.reports.charts import Series, colour_of, line_chart
-from simulations.reports.page import legend, page, section, table
-from simulations.reports.run_record import RoundLine, RunRecord, RunRecordError, is_run, read_run
-from simulations.reports.units import bytes_text, count_text, duration_text
 
 if TYPE_CHECKING:
     from coordinator.job import Job

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.errors import SimulationError
+from reports.errors import RunRecordError
 
 # Keys that any report or comparison relies on (design, section 8).
 SUMMARY_KEYS = (
@@ -29,10 +29,6 @@ SUMMARY_KEYS = (
     "rejections",
     "versions",
 )
-
-
-class RunRecordError(SimulationError):
-    """A folder is not a finished run; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

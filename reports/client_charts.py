@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from simulations.reports.charts import (
+from reports.charts import (
     BOTTOM,
     COLOURS,
     HEIGHT,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.reports.charts import Series, line_chart, nice_step, scale_over
-from simulations.reports.client_charts import quantile
-from simulations.reports.units import bytes_text, count_text, duration_text
+from reports.charts import Series, line_chart, nice_step, scale_over
+from reports.client_charts import quantile
+from reports.units import bytes_text, count_text, duration_text
 
 
 @given(

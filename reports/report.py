@@ -9,17 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from simulations.reports.charts import Series, colour_of, line_chart
-from simulations.reports.client_charts import (
+from reports.charts import Series, colour_of, line_chart
+from reports.client_charts import (
     accuracy_spread,
     domains_of,
     label_map,
     quantile,
     selection_map,
 )
-from simulations.reports.page import folded, legend, page, section, table, tile
-from simulations.reports.run_record import RoundLine, RunRecord, read_run
-from simulations.reports.units import bytes_text, count_text, duration_text
+from reports.page import folded, legend, page, section, table, tile
+from reports.run_record import RoundLine, RunRecord, read_run
+from reports.units import bytes_text, count_text, duration_text
 
 
 def write_report(run_dir: Path) -> Path:
