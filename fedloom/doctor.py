@@ -137,7 +137,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _threads() -> Check:
-    from simulations.machine import usable_cores
+    from reports.machine import usable_cores
 
     cores = usable_cores()
     forced = os.environ.get("OMP_NUM_THREADS", "")

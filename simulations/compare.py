@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from reports.charts import Series, colour_of, line_chart
 from reports.errors import RunRecordError
+from reports.machine import machine, versions
 from reports.page import legend, page, section, table
 from reports.run_record import RoundLine, RunRecord, is_run, read_run
 from reports.units import bytes_text, count_text, duration_text
-from simulations.machine import machine, versions
 from simulations.progress import ProgressListener
 
 if TYPE_CHECKING:

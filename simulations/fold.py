@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordinator.bundles import recipe_of, sign_bundle
+from coordinator.fold import fold_tensors
 from coordinator.job import load_job
 from edge_runtime.adapter import read_adapter
 from edge_runtime.bundle import open_bundle
 from protocol.signing import new_key
-from protocol.tensors import ParamSpec
 from simulations.errors import RunFolderError
 from simulations.run import JOB_FILE
-from tuning.compiler import GRAPHS
-from tuning.export import export_prediction
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,7 +29,7 @@ def fold_run(
     Raises:
         RunFolderError: `run` is not the directory of a finished run.
         BundleError, AdapterError: its bundle or adapter was changed.
-        MethodError, BackboneError: as `tuning.export.export_prediction`.
+        MethodError, BackboneError: as `coordinator.fold.fold_tensors`.
     """
     for name in (JOB_FILE, "bundle", "adapter"):
         if not (run / name).exists():
@@ -43,24 +39,12 @@ def fold_run(
     job = load_job(run / JOB_FILE)
     bundle = open_bundle(run / "bundle", public_key=None)
     adapter = read_adapter(run / "adapter", bundle)
-    out.mkdir(parents=True, exist_ok=True)
-    export_prediction(
-        recipe_of(job, len(bundle.manifest.class_names)),
+    return fold_tensors(
+        job,
+        bundle,
         adapter.tensors,
-        bundle.folder,
         out,
+        key or new_key(),
         offset=adapter.offset,
         element=element,
     )
-    nothing = ParamSpec(())
-    manifest = dataclasses.replace(
-        bundle.manifest,
-        trainable=nothing,
-        state=nothing,
-        pairs=(),
-        personal=(),
-        graphs={"predict": GRAPHS["predict"]},
-        files={},
-    )
-    sign_bundle(manifest, key or new_key(), out)
-    return out

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,13 +23,13 @@ from coordinator.bundles import recipe_of, sign_bundle, split_spec, write_bundle
 from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
+from coordinator.summary import Played, summary_of, write_metrics
 from edge_runtime.bundle import open_bundle
 from protocol.signing import new_key, public_key_hex
 from reports.report import write_report
 from simulations.backends.play import play
 from simulations.clients import label_distribution
 from simulations.errors import RunFolderError
-from simulations.machine import versions
 from simulations.progress import ProgressListener, SilentProgress
 from simulations.setup import (
     Setup,
@@ -82,7 +81,7 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
     with Journal(out / "journal.sqlite") as journal:
         result = play(setup, bundle, out, journal, progress.round)
         reports = [RoundReport.from_json(row) for row in journal.reports(job.hash())]
-    _write_metrics(out / "metrics.jsonl", reports)
+    write_metrics(out / "metrics.jsonl", reports)
 
     progress.stage("writing the adapter and the report")
     export_result(setup.recipe, result.tensors, out / "adapter", folder, offset=result.offset)
@@ -118,81 +117,27 @@ def _check_folder(job: Job, out: Path) -> None:
         )
 
 
-def _write_metrics(path: Path, reports: Sequence[RoundReport]) -> None:
-    lines = [json.dumps(report.to_json(), allow_nan=False) for report in reports]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
 def _summary(
     setup: Setup, reports: Sequence[RoundReport], *, wall_seconds: float
 ) -> dict[str, Any]:
-    job, compiled = setup.job, setup.compiled
-    tested = [report for report in reports if report.accuracy is not None]
+    job = setup.job
     merged = sum(report.samples for report in reports)
-    samples = round(merged * (passes_per_round(setup) + local_passes_per_round(setup)))
-    fit_seconds = sum(report.fit_seconds for report in reports)
-    rejections = [rejection for report in reports for rejection in report.rejections]
-    return {
-        "name": job.job.name,
-        "method": job.method.name,
-        "codec": _transport(job),
-        "merger": _merging(job),
-        "backbone": compiled.backbone,
-        "dataset": setup.dataset.name,
+    played = Played(
+        dataset=setup.dataset.name,
+        class_names=setup.dataset.class_names,
+        backbone=setup.compiled.backbone,
+        trainable_parameters=setup.compiled.trainable.size,
+        total_parameters=setup.compiled.total_parameters,
+        clients=len(setup.federation.clients),
+        client_flops=client_flops(setup, merged),
+        passed_samples=round(merged * (passes_per_round(setup) + local_passes_per_round(setup))),
+        per_client=_per_client(setup, reports),
+        notes=setup.federation.notes,
+    )
+    return summary_of(job, reports, played, wall_seconds=wall_seconds) | {
         "partition": job.data.partition,
-        "clients": len(setup.federation.clients),
-        "rounds": len(reports),
-        "seed": job.job.seed,
-        "accuracy": tested[-1].accuracy if tested else None,
-        "loss": tested[-1].loss if tested else None,
-        "uplink_bytes": sum(report.uplink_bytes for report in reports),
-        "downlink_bytes": sum(report.downlink_bytes for report in reports),
-        "stream_up_bytes": sum(report.stream_up_bytes for report in reports),
-        "stream_down_bytes": sum(report.stream_down_bytes for report in reports),
-        "evaluation_bytes": sum(report.evaluation_bytes for report in reports),
-        "trainable_parameters": compiled.trainable.size,
-        "total_parameters": compiled.total_parameters,
-        "client_flops": client_flops(setup, merged),
-        "samples_per_second": samples / fit_seconds if fit_seconds else 0.0,
-        "wall_seconds": wall_seconds,
-        "rejections": len(rejections),
-        "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
-        "notes": [
-            *setup.federation.notes,
-            *(f"round {report.round}: {report.note}" for report in reports if report.note),
-        ],
         "skipped_clients": [list(entry) for entry in setup.federation.skipped],
-        "class_names": list(setup.dataset.class_names),
-        "per_client": _per_client(setup, reports),
-        "job": job.hash(),
-        "versions": versions(),
     }
-
-
-def _merging(job: Job) -> str:
-    """How updates are merged, in a few words."""
-    aggregation = job.aggregation
-    words = [aggregation.merger]
-    if aggregation.factors == "up":
-        words.append("B only")
-    if aggregation.ranks:
-        words.append(f"ranks {aggregation.ranks}")
-    if job.training.scaffold:
-        words.append("SCAFFOLD")
-    return ", ".join(words)
-
-
-def _transport(job: Job) -> str:
-    """How updates travel, in a few words."""
-    update = job.update
-    up = update.codec + (" with feedback" if update.error_feedback else "")
-    if update.downlink == "changes":
-        return up + (
-            ", both ways"
-            if update.codec == update.downlink_codec
-            else f", {update.downlink_codec} down"
-        )
-    return up
 
 
 def _per_client(setup: Setup, reports: Sequence[RoundReport]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ Facts = Mapping[str, str | int | float]
 _FLUSH_S: Final = 5.0
 _COLUMNS: Final = (
     "name, fingerprint, node_fingerprint, node_key, label, token, certificate, not_after, "
-    "enrolled, seen, versions, capabilities, rounds, bytes_up, bytes_down, revoked"
+    "enrolled, seen, versions, capabilities, rounds, bytes_up, bytes_down, revoked, node"
 )
 
 
@@ -48,6 +48,7 @@ class Device:
     bytes_up: int = 0
     bytes_down: int = 0
     revoked: float | None = None
+    node: str | None = None  # Flower's number for it; None before it is registered there
 
 
 @dataclass(slots=True)
@@ -99,6 +100,7 @@ class Devices:
             device.bytes_up,
             device.bytes_down,
             device.revoked,
+            device.node,
         )
         marks = ", ".join("?" * len(row))
         try:
@@ -116,6 +118,16 @@ class Devices:
                 "token = coalesce(nullif(?, ''), token) WHERE name = ?",
                 (certificate, not_after, self._now(), token, name),
             )
+
+    def assign_node(self, name: str, node: int) -> None:
+        """Note the number under which Flower knows a device."""
+        with self._store.transaction() as db:
+            db.execute("UPDATE devices SET node = ? WHERE name = ?", (str(node), name))
+
+    def members_by_node(self) -> dict[int, str]:
+        """The names of those who are members, by Flower's numbers."""
+        query = "SELECT node, name FROM devices WHERE node IS NOT NULL AND revoked IS NULL"
+        return {int(node): name for node, name in self._store.rows(query)}
 
     def revoke(self, name: str) -> bool:
         """Shut a device out for good, from the next check on; False if it was out already.

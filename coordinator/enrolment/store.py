@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one SQLite file of tokens, devices and the audit log.
+"""The one SQLite file of tokens, devices, jobs and the audit log.
 
 Any number of threads and processes may use it: a transaction takes the file for itself, and one
 within another is a part of it, so that what several modules write is committed at once.
@@ -18,10 +18,11 @@ from typing import Any, Final, Self
 from coordinator.errors import RegistryError
 from protocol.owned_files import PRIVATE
 
-_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x464C4445  # "FLDE": this file is one of ours
 _WAIT_S: Final = 30.0  # for another process's transaction
-_SCHEMA: Final = """
+# One script a version: an older file is brought up to date when it is opened.
+_VERSIONS: Final = (
+    """
 CREATE TABLE tokens (
     hash TEXT PRIMARY KEY, label TEXT NOT NULL, quota INTEGER NOT NULL, used INTEGER NOT NULL,
     created REAL NOT NULL, expires REAL NOT NULL
@@ -42,7 +43,17 @@ CREATE TRIGGER audit_stays BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_grows BEFORE DELETE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-"""
+""",
+    # Flower's numbers of nodes do not fit into SQLite's integers.
+    """
+ALTER TABLE devices ADD COLUMN node TEXT;
+CREATE TABLE jobs (
+    name TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, submitted REAL NOT NULL,
+    wanted INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0,
+    ended REAL, outcome TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT ''
+);
+""",
+)
 
 
 class Store:
@@ -126,16 +137,17 @@ class Store:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables == 0:
-                for statement in _statements(_SCHEMA):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            elif (application, version) != (_APPLICATION_ID, _VERSION):
+            newest = len(_VERSIONS)
+            if tables and (application != _APPLICATION_ID or not 1 <= version <= newest):
                 raise RegistryError(
-                    f"{self.path}: expected a registry of version {_VERSION}, found "
+                    f"{self.path}: expected a registry of version 1 to {newest}, found "
                     + (f"version {version}" if application == _APPLICATION_ID else "another file")
                 )
+            for script in _VERSIONS[version if tables else 0 :]:
+                for statement in _statements(script):
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {newest}")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from coordinator.job import Job
 from edge_runtime.training_loop import TrainingLoop
-from simulations.machine import usable_cores
+from reports.machine import usable_cores
 from tuning.compiler import Compiled, cohort_graph
 from tuning.recipe import Recipe
 

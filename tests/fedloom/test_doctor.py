@@ -23,7 +23,7 @@ def test_examine_looks_at_every_subject_once() -> None:
 
 def test_threads_are_warned_about_when_omp_forces_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("simulations.machine.usable_cores", lambda: 8)
+    monkeypatch.setattr("reports.machine.usable_cores", lambda: 8)
     check = doctor._threads()
     assert check.state is State.WARN
     assert "OMP_NUM_THREADS" in check.mend

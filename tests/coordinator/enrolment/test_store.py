@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.enrolment.store import Store
+from coordinator.enrolment.store import _VERSIONS, Store
 from coordinator.errors import RegistryError
 
 ROW = ("h", "cam", 1, 0, 1.0, 2.0)
@@ -57,9 +57,9 @@ def test_full_disk_changes_nothing_and_is_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("script", "words"), [
     (None, "expected a registry, found another file"),
-    ("CREATE TABLE other (a)", "version 1, found another file"),
+    ("CREATE TABLE other (a)", "version 1 to 2, found another file"),
     ("PRAGMA application_id = 0x464C4445; PRAGMA user_version = 9; CREATE TABLE tokens (a)",
-     "expected a registry of version 1, found version 9"),
+     "expected a registry of version 1 to 2, found version 9"),
 ])  # fmt: skip
 def test_other_file_is_refused(tmp_path: Path, script: str | None, words: str) -> None:
     path = tmp_path / "r"
@@ -71,6 +71,20 @@ def test_other_file_is_refused(tmp_path: Path, script: str | None, words: str) -
         db.close()
     with pytest.raises(RegistryError, match=words):
         Store(path)
+
+
+def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "r")
+    header = "PRAGMA application_id = 0x464C4445; PRAGMA user_version = 1;"
+    db.executescript(_VERSIONS[0] + header)
+    db.execute(INSERT, ROW)
+    db.commit()
+    db.close()
+    for _ in range(2):
+        with Store(tmp_path / "r") as store:
+            assert store.rows("SELECT hash FROM tokens") == [("h",)]
+            assert store.rows("SELECT name FROM jobs") == []
+            assert store.rows("SELECT node FROM devices") == []
 
 
 def test_file_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
