@@ -6,7 +6,8 @@
     ├── authority/        the certificate authority
     ├── signing.pem       Ed25519, what bundles are signed with
     ├── operator.token    who reads metrics shows it
-    ├── registry.sqlite   tokens, devices, audit log
+    ├── registry.sqlite   tokens, devices, jobs, audit log
+    ├── jobs/              a folder for each, see `coordinator.jobs.folder`
     ├── server/           keys and certificates of the ports, made anew at each start
     ├── superlink/        Flower's own state
     └── logs/             of the processes, and what is running
@@ -31,6 +32,7 @@ from coordinator.enrolment.authority import CERTIFICATE_FILE, Authority, plain_l
 from coordinator.enrolment.service import Enrolment
 from coordinator.enrolment.store import Store
 from coordinator.errors import DeploymentError
+from coordinator.jobs.registry import Jobs
 from coordinator.toml_text import toml_value
 from protocol.owned_files import PUBLIC, read_private, write_whole
 from protocol.signing import load_private_key, new_key, public_key_hex, save_private_key
@@ -43,6 +45,7 @@ _AUTHORITY: Final = "authority"
 _SIGNING_KEY: Final = "signing.pem"
 _OPERATOR_TOKEN: Final = "operator.token"
 _REGISTRY: Final = "registry.sqlite"
+_JOBS: Final = "jobs"
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9-]+)*")
 _MAX_TOKEN_BYTES: Final = 1_000
 _MAX_SETTINGS_BYTES: Final = 64 * 1024
@@ -107,6 +110,7 @@ class Deployment:
             signing_key=public_key_hex(self.signing_key),
             now=now,
         )
+        self.jobs = Jobs(self.store, self.enrolment.audit, now=now)
 
     @classmethod
     def create(
@@ -145,6 +149,11 @@ class Deployment:
         """Write what waits, and close the registry."""
         self.enrolment.devices.flush()
         self.store.close()
+
+    @property
+    def jobs_folder(self) -> Path:
+        """A folder for each job."""
+        return self.folder / _JOBS
 
     def operator_token(self) -> str:
         """What whoever reads metrics shows. Raises: SignatureError if others may read it."""

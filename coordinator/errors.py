@@ -11,6 +11,7 @@
     │   ├── AuthorityError        the authority's key or certificate is missing or unusable
     │   └── RegistryError         the registry cannot be used, or lacks an entry
     ├── NoClientsError        there is nobody to send a round to
+    ├── JobStoppedError       the operator wants a job no more
     ├── GatewayError          the gateway cannot be started as it is set
     ├── RefusedError          a request from the network that is answered by a refusal
     ├── SuperLinkError        a command of Flower's failed
@@ -84,6 +85,10 @@ class RegistryError(EnrolmentError):
 
 class NoClientsError(CoordinatorError):
     """The link to the clients knows of none."""
+
+
+class JobStoppedError(CoordinatorError):
+    """The operator wants the job no more; what its journal holds stays."""
 
 
 class GatewayError(CoordinatorError):

@@ -221,6 +221,14 @@ class Journal:
         query = "SELECT client FROM updates WHERE job = ? AND round = ? ORDER BY client"
         return [client for (client,) in self._db.execute(query, (job, round))]
 
+    def merged_samples(self, job: str) -> dict[str, list[int]]:
+        """Of every client whose updates were merged: their samples, in the order of rounds."""
+        query = "SELECT client, samples FROM updates WHERE job = ? ORDER BY client, round"
+        found: dict[str, list[int]] = {}
+        for client, samples in self._db.execute(query, (job,)):
+            found.setdefault(client, []).append(samples)
+        return found
+
     def counted(self, nonce: str) -> bool:
         """Whether an update with this nonce is part of a committed round."""
         query = "SELECT 1 FROM updates WHERE nonce = ?"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's SuperLink on loopback: how it is started, and how its nodes are registered.
+"""Flower's SuperLink on loopback: how it is started, how its nodes are registered, and how a run
+of a job is asked for.
 
 Whoever reaches SuperLink's port can submit code and register nodes, so it listens on loopback, and
 the gateway stands before it. Flower is asked through its own commands, `flwr supernode ...`: they
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,30 @@ CONNECTION: Final = "fedloom"
 """The name of the connection in FLWR_HOME, for `flwr run APP fedloom` and the like."""
 HOST: Final = "127.0.0.1"
 
+JOB_KEY: Final = "job"
+"""What a run's configuration says: the name of a job."""
+
 _COMMAND_S: Final = 60.0
+_APP: Final = "app"
+# Flower wants an app for every run. Ours holds no code and is not loaded: its components are named
+# because Flower asks for names that are there.
+_APP_TEXT: Final = f"""\
+[project]
+name = "fedloom"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = ["flwr>=1.41,<1.43"]
+
+[tool.flwr.app]
+publisher = "fedloom"
+
+[tool.flwr.app.components]
+serverapp = "coordinator.server_app:make_server_app"
+clientapp = "client_sdk.client_app:make_client_app"
+
+[tool.flwr.app.config]
+{JOB_KEY} = ""
+"""
 _STOP_S: Final = 15.0  # SuperLink gives its own children a second, and closes its database
 
 
@@ -42,6 +66,10 @@ class SuperLink:
     certificate: Path
     key: Path
     authority: Path
+    programs: Path | None = None
+    """A folder that comes first where it looks for its other programs."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment of its own processes, beside what Flower needs."""
 
     def __post_init__(self) -> None:
         if not self.folder.is_absolute() or not self.authority.is_absolute():
@@ -70,6 +98,9 @@ class SuperLink:
 
     def command(self) -> Command:
         """How it is started."""
+        environment = {**self.environment(), **self.variables}
+        if self.programs is not None:
+            environment["PATH"] = f"{self.programs}{os.pathsep}{environment['PATH']}"
         return Command(
             name="superlink",
             argv=[
@@ -82,13 +113,14 @@ class SuperLink:
                 "--disable-runtime-dependency-installation",
                 *("--database", str(self.folder / "superlink.sqlite")),
             ],
-            environment=self.environment(),
+            environment=environment,
             folder=self.folder,
             stop_s=_STOP_S,
         )
 
     def prepare(self) -> None:
-        """Makes its folders and the connection that Flower's commands use; may be done again."""
+        """Makes its folders, the connection that Flower's commands use, and the app that names a
+        job; may be done again."""
         home = self.folder / "flwr"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         text = (
@@ -99,6 +131,9 @@ class SuperLink:
         new = home / "config.toml.new"
         new.write_text(text, encoding="utf-8")
         new.replace(home / "config.toml")
+        app = self.folder / _APP
+        app.mkdir(mode=0o700, exist_ok=True)
+        (app / "pyproject.toml").write_text(_APP_TEXT, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,32 +172,54 @@ class Nodes:
         return [Node(int(row["node-id"]), str(row["status"])) for row in rows]
 
     def _flwr(self, what: str, *arguments: str) -> Mapping[str, Any]:
-        command = [_program("flwr"), "supernode", what, *arguments, CONNECTION, "--format", "json"]
-        environment = {**os.environ, **self._superlink.environment()}
         with self._lock:
-            try:
-                done = subprocess.run(
-                    command,
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    timeout=_COMMAND_S,
-                    # Outside any project: Flower looks for one in the folder where it runs.
-                    cwd=self._superlink.folder,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise SuperLinkError(
-                    f"flwr supernode {what}: no answer in {_COMMAND_S:g} s from SuperLink at "
-                    f"{self._superlink.address}; is it running?"
-                ) from None
-        answer = _last_object(done.stdout)
-        if done.returncode or not answer.get("success", False):
-            said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
-            # The lines before the last one greet, or say which connection is used.
-            last = (said.splitlines() or ["it failed without a word"])[-1]
-            raise SuperLinkError(f"flwr supernode {what}: {last[:500]}")
-        return answer
+            return _asked(self._superlink, "supernode", what, *arguments, CONNECTION)
+
+
+class Runs:
+    """The runs of a SuperLink that is up."""
+
+    def __init__(self, superlink: SuperLink) -> None:
+        self._superlink = superlink
+
+    def start(self, job: str) -> int:
+        """Have the program for runs started, for this job; SuperLink's number for the run.
+
+        Raises: SuperLinkError.
+        """
+        named = ["--run-config", f"{JOB_KEY}={json.dumps(job)}"]
+        answer = _asked(
+            self._superlink, "run", str(self._superlink.folder / _APP), CONNECTION, *named
+        )
+        return int(answer["run-id"])
+
+
+def _asked(superlink: SuperLink, *words: str) -> Mapping[str, Any]:
+    """What a command of Flower's answers. Raises: SuperLinkError."""
+    said_as = " ".join(["flwr", *words[:2]])
+    try:
+        done = subprocess.run(
+            [_program("flwr"), *words, "--format", "json"],
+            env={**os.environ, **superlink.environment()},
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_S,
+            # Outside any project: Flower looks for one in the folder where it runs.
+            cwd=superlink.folder,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SuperLinkError(
+            f"{said_as}: no answer in {_COMMAND_S:g} s from SuperLink at {superlink.address}; is "
+            "it running?"
+        ) from None
+    answer = _last_object(done.stdout)
+    if done.returncode or not answer.get("success", False):
+        said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
+        # The lines before the last one greet, or say which connection is used.
+        last = (said.splitlines() or ["it failed without a word"])[-1]
+        raise SuperLinkError(f"{said_as}: {last[:500]}")
+    return answer
 
 
 def _program(name: str) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running deployment: SuperLink on loopback, the gateway before it, and what restarts them.
 
-The gateway is a process of its own, `python -m coordinator.up DIR`, which the supervisor of
-`run_deployment` keeps running beside SuperLink. Certificates of both are made at each start.
+The gateway and the service of jobs are processes of their own, `python -m coordinator.up PART DIR`,
+which the supervisor of `run_deployment` keeps running beside SuperLink. Certificates are made at
+each start.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from coordinator.deployment import Deployment
-from coordinator.enrolment.devices import Device
+from coordinator.enrolment.devices import Device, Devices
 from coordinator.errors import RegistryError, SuperLinkError
 from coordinator.gateway.server import run_gateway
 from coordinator.gateway.settings import GatewaySettings, Hooks
-from coordinator.superlink import HOST, Nodes, SuperLink
+from coordinator.jobs.folder import JobFolder
+from coordinator.jobs.program import FOLDER_VARIABLE, write_program
+from coordinator.jobs.service import serve_jobs
+from coordinator.superlink import HOST, Nodes, Runs, SuperLink
 from coordinator.supervisor import Command, Supervisor
 from protocol.enrolment import Enrolled, unpack_enrolment_answer
 from protocol.errors import ContainerError, SignatureError
@@ -43,9 +47,13 @@ def run_deployment(folder: Path) -> None:
         _write_server(deployment, "superlink", (HOST, "localhost"))
         _write_server(deployment, "gateway", deployment.settings.addresses)
     superlink.prepare()
-    gateway = Command(name="gateway", argv=[sys.executable, "-m", "coordinator.up", str(folder)])
+    write_program(superlink_programs(folder))
+    parts = [
+        Command(name=part, argv=[sys.executable, "-m", "coordinator.up", part, str(folder)])
+        for part in _PARTS
+    ]
     # The other way round SuperLink would wait for the gateway's connections when it stops.
-    Supervisor([superlink.command(), gateway], folder / "logs").run()
+    Supervisor([superlink.command(), *parts], folder / "logs").run()
 
 
 def superlink_of(deployment: Deployment) -> SuperLink:
@@ -57,14 +65,21 @@ def superlink_of(deployment: Deployment) -> SuperLink:
         certificate=servers / "superlink.pem",
         key=servers / "superlink.key",
         authority=servers / "authority.pem",
+        programs=superlink_programs(folder),
+        variables={FOLDER_VARIABLE: str(folder)},
     )
+
+
+def superlink_programs(folder: Path) -> Path:
+    """Where SuperLink finds the program that plays jobs."""
+    return folder / "superlink" / "bin"
 
 
 def serve_gateway(folder: Path) -> None:
     """The gateway of a deployment, until SIGTERM or SIGINT."""
     with Deployment(folder.resolve()) as deployment:
         superlink, servers = superlink_of(deployment), _servers(deployment)
-        register = Registrar(Nodes(superlink), deployment.enrolment.devices.all)
+        register = Registrar(Nodes(superlink), deployment.enrolment.devices)
         settings = GatewaySettings(
             certificate=servers / "gateway.pem",
             key=servers / "gateway.key",
@@ -107,8 +122,8 @@ def hooks_of(deployment: Deployment, register: Registrar) -> Hooks:
         return answer
 
     def find_bundle(digest: str) -> Path | None:
-        folder = deployment.folder / "bundles" / digest
-        return folder if folder.is_dir() else None
+        entry = deployment.jobs.by_hash(digest)
+        return None if entry is None else JobFolder(deployment.jobs_folder / entry.name).bundle
 
     def seen(public_key: bytes, received: int, sent: int) -> None:
         if device := device_of(public_key):
@@ -125,14 +140,15 @@ def hooks_of(deployment: Deployment, register: Registrar) -> Hooks:
 
 
 class Registrar:
-    """Sees to it that SuperLink knows every member. Use as a context manager.
+    """Sees to it that SuperLink knows every member, and the registry SuperLink's number for it.
 
-    What a crash left undone is made up for at the start, and what fails is tried again.
+    Use as a context manager. What a crash left undone is made up for at the start, and what fails
+    is tried again.
     """
 
-    def __init__(self, nodes: Nodes, members: Callable[[], list[Device]]) -> None:
+    def __init__(self, nodes: Nodes, devices: Devices) -> None:
         self._nodes = nodes
-        self._members = members
+        self._devices = devices
         self._known: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -155,14 +171,36 @@ class Registrar:
             if device.name in self._known:
                 return True
             try:
-                self._nodes.register(device.node_key.encode(), name=device.name)
+                node = self._number(device)
             except SuperLinkError as error:
-                if _KNOWN_ALREADY not in str(error):
-                    _log.warning("%s: not registered yet: %s", device.name, error)
-                    self._missing.set()
-                    return False
+                _log.warning("%s: not registered yet: %s", device.name, error)
+                self._missing.set()
+                return False
+            if node is not None:
+                self._devices.assign_node(device.name, node)
             self._known.add(device.name)
             return True
+
+    def _number(self, device: Device) -> int | None:
+        """SuperLink's for the device; None where the registry has it. Raises: SuperLinkError."""
+        try:
+            return self._nodes.register(device.node_key.encode(), name=device.name)
+        except SuperLinkError as error:
+            if _KNOWN_ALREADY not in str(error):
+                raise
+        if device.node is not None:
+            return None
+        # A crash came between SuperLink's answer and our note of it. Devices are registered one by
+        # one, so there is one node that nobody has, and one device that has none.
+        others = {each.node for each in self._devices.all() if each.node is not None}
+        free = [node.node_id for node in self._nodes.all() if str(node.node_id) not in others]
+        if len(free) != 1:
+            _log.error(
+                "%s: SuperLink knows it under a number that cannot be told from %d others; it "
+                "takes part in no job until it leaves and enrols again", device.name, len(free),
+            )  # fmt: skip
+            return None
+        return free[0]
 
     def _keep_up(self) -> None:
         while True:
@@ -171,7 +209,7 @@ class Registrar:
             if self._stop.is_set():
                 return
             try:
-                members = [each for each in self._members() if each.revoked is None]
+                members = [each for each in self._devices.all() if each.revoked is None]
             except RegistryError:
                 _log.exception("the registry cannot be read; it is tried again")
                 self._missing.set()
@@ -197,6 +235,18 @@ def _write_server(deployment: Deployment, name: str, addresses: tuple[str, ...])
     write_whole(folder / "authority.pem", deployment.authority.pem.encode(), mode=PUBLIC)
 
 
+def _serve_jobs(folder: Path) -> None:
+    def start_for(deployment: Deployment) -> Callable[[str], object]:
+        return Runs(superlink_of(deployment)).start
+
+    serve_jobs(folder.resolve(), start_for)
+
+
+_PARTS: Final[Mapping[str, Callable[[Path], None]]] = {
+    "gateway": serve_gateway,
+    "jobs": _serve_jobs,
+}
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve_gateway(Path(sys.argv[1]))
+    _PARTS[sys.argv[1]](Path(sys.argv[2]))

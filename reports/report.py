@@ -99,7 +99,7 @@ def _tiles(run: RunRecord) -> str:
             f"{count_text(s['client_flops'] / asked)}FLOP a client and round",
         ),
         tile(
-            "simulation",
+            "simulation" if s.get("partition") else "from begin to end",
             duration_text(s["wall_seconds"]),
             f"{count_text(s['samples_per_second'])} samples/s",
         ),

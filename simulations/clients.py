@@ -123,12 +123,11 @@ def make_clients(
             )
         )
     test, test_domains = _test_part(dataset, domains, seed)
-    order = np.random.default_rng([seed, _VALIDATION]).permutation(len(test["labels"]))
-    set_apart, kept = np.split(order, [round(validation * len(order))])
-    validation_part = take(test, np.sort(set_apart))
-    if len(set_apart):
-        test = take(test, np.sort(kept))
-        test_domains = None if test_domains is None else test_domains[np.sort(kept)]
+    chosen, kept = _apart(len(test["labels"]), validation, seed)
+    validation_part = take(test, chosen)
+    if len(chosen):
+        test = take(test, kept)
+        test_domains = None if test_domains is None else test_domains[kept]
     return Federation(
         clients=tuple(clients),
         skipped=tuple(skipped),
@@ -137,6 +136,12 @@ def make_clients(
         validation=validation_part,
         test_domains=test_domains,
     )
+
+
+def apart(test: Arrays, validation: float, seed: int) -> tuple[Arrays, Arrays]:
+    """The test part without the share `validation` of it, and that share."""
+    chosen, kept = _apart(len(test["labels"]), validation, seed)
+    return take(test, kept), take(test, chosen)
 
 
 def label_distribution(clients: Sequence[ClientData], classes: int) -> np.ndarray:
@@ -161,6 +166,13 @@ def _split_client(
         order = order[:cap]
     held = held_out_count(len(order), held_out)
     return order[held:], order[:held]
+
+
+def _apart(samples: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places that are set apart, and the others, each in order."""
+    order = np.random.default_rng([seed, _VALIDATION]).permutation(samples)
+    chosen, kept = np.split(order, [round(validation * samples)])
+    return np.sort(chosen), np.sort(kept)
 
 
 def _test_part(

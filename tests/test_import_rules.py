@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
 # (everywhere else the import has to stand inside a function)
 FLWR_FILES = {
     "coordinator/server_app.py",
+    "coordinator/jobs/process.py",
     "client_sdk/client_app.py",
     "client_sdk/pinned_app.py",
     "simulations/grid.py",

@@ -30,19 +30,34 @@ def export_result(
 ) -> None:
     """Save trained tensors as an adapter, and fold them into the bundle's `predict.onnx`.
 
+    A bundle without `predict.onnx`, of a split network, stays as it is. The bundle must be signed
+    again afterwards.
+    """
+    manifest = Manifest.from_json(read_small(bundle / MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    if "predict" in manifest.graphs:
+        _, tuned = recipe.build()
+        save_predict_weights(tuned, tensors, bundle, offset=offset)
+    export_adapter(recipe, tensors, adapter, manifest, offset=offset)
+
+
+def export_adapter(
+    recipe: Recipe,
+    tensors: Tensors,
+    adapter: Path,
+    manifest: Manifest,
+    *,
+    offset: Tensors = NOTHING,
+) -> None:
+    """Save trained tensors as an adapter to the bundle with this manifest.
+
     `adapter/` holds adapter_config.json and adapter_model.safetensors as peft writes them, where
-    peft has the method; elsewhere the same files with the names of this library. A bundle without
-    `predict.onnx`, of a split network, stays as it is. Where frozen
+    peft has the method; elsewhere the same files with the names of this library. Where frozen
     weights have moved, `offset` by their names, base_offset.safetensors says how far: the adapter
-    is of the moved backbone. Both files are stamped with what they belong to. The bundle must be
-    signed again afterwards.
+    is of the moved backbone. Both files are stamped with what they belong to.
     """
     from safetensors.numpy import save_file
 
     backbone, tuned = recipe.build()
-    manifest = Manifest.from_json(read_small(bundle / MANIFEST_NAME, MAX_MANIFEST_BYTES))
-    if "predict" in manifest.graphs:
-        save_predict_weights(tuned, tensors, bundle, offset=offset)
     adapter.mkdir(parents=True, exist_ok=True)
     prefix = ""
     if tuned.peft_config is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedloom.cli import jobs
 from fedloom.cli.plain import PlainCommand
 from fedloom.errors import FAILED, UsageError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from coordinator.enrolment.devices import Device
 
 app = typer.Typer(
-    help="Set up a private deployment, and admit or revoke its devices.",
+    help="Set up a private deployment, admit its devices, and run jobs on them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -167,6 +168,9 @@ def audit(folder: _Folder, as_json: _Json = False) -> None:
     if broken is not None:
         typer.echo(f"changed: {broken}", err=True)
         raise typer.Exit(FAILED)
+
+
+jobs.add_commands(app)
 
 
 def _described(device: Device) -> dict[str, Any]:
