@@ -1,81 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """One exchange: plans go out, and what comes back is admitted, in the order of the clients' names.
 
-An answer that comes early waits, encoded, for those before it: at most the updates of one round,
-and none where a link answers in order.
+Where the journal keeps answers, each is written there before anything else is done with it, and all
+are read again one by one when the exchange is over: memory stays flat, and what a crash interrupts
+need not be asked again. Where it does not, an answer that comes early waits, encoded, for those
+before it: at most the updates of one round, and none where a link answers in order.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from aggregation.codecs import Codec, codec_named, round_seeds
-from aggregation.mergers import ONE_FACTOR, Merger, Roles, roles_of
-from aggregation.selection import is_robust
-from coordinator.admission import Admitted, Expected, admit
-from coordinator.clients import client_seed
-from coordinator.downlink import Broadcast
-from coordinator.job import Job
-from coordinator.journal import UpdateEntry
-from coordinator.link import Failure, Link, Outgoing
-from protocol.factors import FactorPair, at_rank, chosen
-from protocol.plan import Plan, pack_plan
+from coordinator.admission import Admitted, admit
+from coordinator.journal import Journal, UpdateEntry
+from coordinator.link import Failure, Outgoing
+from coordinator.plans import Plans
 from protocol.rejection import Rejection, RejectionCode
-from protocol.tensors import ParamSpec, Tensors
-from protocol.update import MAX_UPDATE_OVERHEAD
 
-Task = Literal["fit", "evaluate"]
+_STRAY = Failure(
+    code=RejectionCode.DUPLICATE, reason="answered again, or without having been asked"
+)
+_SILENT = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What does not change from round to round."""
-
-    job: Job
-    hash: str
-    spec: ParamSpec
-    pairs: tuple[FactorPair, ...]
-    merger: Merger[Any]
-    link: Link
-
-    def roles(self, memory: Tensors) -> Roles:
-        """Which tensors the round is about that starts from the merger's memory."""
-        return ONE_FACTOR if self.job.aggregation.factors == "up" else roles_of(self.merger, memory)
-
-    def part(self, choice: str) -> ParamSpec:
-        """The tensors that a word of the plan means."""
-        return chosen(choice, self.spec, self.pairs)
-
-    @property
-    def seed(self) -> int:
-        return self.job.job.seed
-
-    @property
-    def judges_factors_apart(self) -> bool:
-        """A robust rule sees both factors of pairs that clients train both of."""
-        both = self.job.aggregation.factors == "both"
-        return both and bool(self.pairs) and is_robust(self.merger)
-
-    @property
-    def elements(self) -> int:
-        """Of the pool that clients select from; 0 for a method without one."""
-        # Every tensor of a pool has the elements as its first axis.
-        _, entry = self.spec.entries[0]
-        return entry.shape[0] if self.job.method.name == "fedins" else 0
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks that clients' factors may have; () for the bundle's own."""
-        return self.job.aggregation.client_ranks
-
-    @property
-    def uplink(self) -> Codec:
-        return codec_named(self.job.update.codec)
+Answer = tuple[str, bytes | Failure]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +42,12 @@ class Answers:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
 
+    def refuse(self, client: str, number: int, failure: Failure) -> None:
+        """Note that nothing of this client's is used in a round."""
+        self.rejections.append(
+            Rejection(client=client, round=number, code=failure.code, reason=failure.reason)
+        )
+
     def mean_loss(self) -> float | None:
         """The clients' training losses, weighted by samples; None when nobody told one."""
         if not self.losses:
@@ -102,111 +58,148 @@ class Answers:
         return finite(mean)
 
 
-def exchange(
-    run: Run,
-    number: int,
-    task: Task,
-    clients: Sequence[str],
-    roles: Roles,
-    sent: Broadcast,
-    answers: Answers,
-) -> Iterator[tuple[Admitted, int]]:
-    """Send plans and admit what comes back, in the order of `clients`, with its size in bytes.
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """Plans to the clients of `nonces`, in that order, and their answers."""
 
-    Bytes are those handed to the link and got from it, containers with their headers.
-    """
-    specs = {
-        rank: at_rank(rank, run.part(roles.shares), run.pairs) if task == "fit" else None
-        for rank in sent.whole
-    }
-    budgets = {
-        rank: (run.uplink.payload_bytes(spec) if spec else 0) + MAX_UPDATE_OVERHEAD
-        for rank, spec in specs.items()
-    }
-    nonces = {client: secrets.token_hex(16) for client in clients}
+    plans: Plans
+    nonces: Mapping[str, str]
+    answers: Answers
+    closes_at: float = math.inf
+    """By the run's clock."""
+    quorum: int = 0
+    """Valid answers after which no more are waited for; 0: all are."""
+    _valid: int = field(default=0, init=False)
+    _late: bool = field(default=False, init=False)
 
-    def outgoing() -> Iterator[Outgoing]:
-        for client in clients:
-            parcel = sent.for_client(client)
-            plan = Plan(
-                job=run.hash,
-                round=number,
-                nonce=nonces[client],
-                client=client,
-                downlink_codec=parcel.codec,
-                uplink_codec=run.uplink.name,
-                task=task,
-                learning_rate=run.job.training.learning_rate,
-                local_epochs=run.job.training.local_epochs,
-                local_steps=run.job.training.local_steps,
-                error_feedback=run.job.update.error_feedback,
-                base_round=parcel.base_round,
-                keep=sent.keep,
-                sends=roles.sends,
-                trains=roles.trains,
-                shares=roles.shares,
-                tells=run.job.update.told,
-                mix=run.job.personal.mix if run.job.personal.report else None,
-                rank=parcel.rank,
-                offset_round=parcel.offset_round,
-                offset_ranks=parcel.offset_ranks,
-                seed=client_seed(run.seed, number, client),
-                max_update_bytes=budgets[parcel.rank],
-            )
-            blob = pack_plan(plan, parcel.payload)
-            answers.downlink_bytes += len(blob)
-            yield Outgoing(client, task, blob)
+    def admitted(self) -> Iterator[tuple[Admitted, int]]:
+        """What may be merged, in the order of `nonces`, with its size in bytes.
 
-    def expected(client: str) -> Expected:
-        rank = sent.rank_of(client)
-        return Expected(
-            job=run.hash,
-            round=number,
-            nonce=nonces[client],
-            client=client,
-            codec=run.uplink.name,
-            spec=specs[rank],
-            max_bytes=budgets[rank],
-            max_samples=run.job.aggregation.max_client_samples,
-            seeds=round_seeds(run.hash, number),
+        Bytes are those handed to the link and got from it, containers with their headers.
+        """
+        run, number, answers = self.plans.run, self.plans.number, self.answers
+        if self._fits:
+            run.watch.asked(number, list(self.nonces))
+        keeps = self._fits and run.journal.keeps_answers
+        for client, answer in self._kept(run.journal) if keeps else self._streamed():
+            if isinstance(answer, bytes):
+                answers.uplink_bytes += len(answer)
+                answer = run.link.refused(client) or answer
+            if isinstance(answer, Failure):
+                answers.refuse(client, number, answer)
+                continue
+            verdict = self._admit(client, answer)
+            if isinstance(verdict, Rejection):
+                answers.rejections.append(verdict)
+            else:
+                yield verdict, len(answer)
+
+    def _streamed(self) -> Iterator[Answer]:
+        arriving = self._arriving(list(self.nonces))
+        if self.quorum:
+            arriving = until_quorum(arriving, self.quorum, self._counts)
+        yield from in_order(list(self.nonces), arriving, self._stray, self._absence)
+
+    def _kept(self, journal: Journal) -> Iterator[Answer]:
+        """What the journal holds once the exchange is over, or what is said in its place."""
+        instead: dict[str, Failure] = {}
+        open_ = [client for client, nonce in self.nonces.items() if not journal.keeps(nonce)]
+        if self.quorum:
+            for nonce in (n for c, n in self.nonces.items() if c not in open_):
+                self._counts(*(journal.kept_answer(nonce)))
+        if open_ and not self._has_quorum:
+            self._collect(journal, open_, instead)
+        for client, nonce in self.nonces.items():
+            if journal.keeps(nonce):
+                yield journal.kept_answer(nonce)
+            else:
+                yield client, instead.get(client) or self._absence()
+
+    def _collect(self, journal: Journal, clients: list[str], instead: dict[str, Failure]) -> None:
+        """Ask these clients, and write down what they answer; failures go into `instead`."""
+        job, number = self.plans.run.hash, self.plans.number
+        open_ = set(clients)
+        with closing(self._arriving(clients)) as arriving:
+            for client, answer in arriving:
+                if client not in open_:
+                    self._stray(client, _STRAY)
+                    continue
+                open_.remove(client)
+                nonce = self.nonces[client]
+                most = self.plans.expected(client, nonce).max_bytes
+                if isinstance(answer, Failure):
+                    instead[client] = answer
+                elif len(answer) > most:
+                    # It would be rejected in any case, and the disk is not for the asking.
+                    self.answers.uplink_bytes += len(answer)
+                    reason = f"update: expected at most {most} bytes, found {len(answer)}"
+                    instead[client] = Failure(code=RejectionCode.TOO_LONG, reason=reason)
+                else:
+                    journal.keep_answer(job, number, client, nonce, answer)
+                    if self.quorum and self._counts(client, answer) and self._has_quorum:
+                        return
+
+    def _arriving(self, clients: Sequence[str]) -> Generator[Answer]:
+        """Answers as they come, until all are there or the time is up."""
+        run, number = self.plans.run, self.plans.number
+
+        def outgoing() -> Iterator[Outgoing]:
+            for client in clients:
+                blob = self.plans.plan(client, self.nonces[client])
+                self.answers.downlink_bytes += len(blob)
+                yield Outgoing(client, self.plans.task, blob)
+
+        have = len(self.nonces) - len(clients)
+        with closing(run.link.exchange(outgoing(), closed=self._closed)) as arriving:
+            for client, answer in arriving:
+                if self._fits and isinstance(answer, bytes):
+                    have += 1
+                    run.watch.answered(number, client, have)
+                yield client, answer
+        self._late = self._closed()
+
+    @property
+    def _fits(self) -> bool:
+        return self.plans.task == "fit"
+
+    @property
+    def _has_quorum(self) -> bool:
+        return 0 < self.quorum <= self._valid
+
+    def _closed(self) -> bool:
+        return self.plans.run.clock() >= self.closes_at
+
+    def _admit(self, client: str, answer: bytes) -> Admitted | Rejection:
+        return admit(answer, expected=self.plans.expected(client, self.nonces[client]))
+
+    def _counts(self, client: str, answer: bytes | Failure) -> bool:
+        """Whether it is one of the quorum; to be asked once of each client's answer."""
+        valid = (
+            client in self.nonces
+            and isinstance(answer, bytes)
+            and isinstance(self._admit(client, answer), Admitted)
         )
+        self._valid += valid
+        return valid
 
-    def counts(client: str, answer: bytes | Failure) -> bool:
-        return client in nonces and not (
-            isinstance(answer, Failure)
-            or isinstance(admit(answer, expected=expected(client)), Rejection)
-        )
+    def _stray(self, client: str, failure: Failure) -> None:
+        self.answers.refuse(client, self.plans.number, failure)
 
-    def refuse(client: str, failure: Failure) -> None:
-        answers.rejections.append(
-            Rejection(client=client, round=number, code=failure.code, reason=failure.reason)
-        )
-
-    arriving = run.link.exchange(outgoing())
-    silent = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
-    quorum = run.job.rounds.quorum if task == "fit" else 0
-    if 0 < quorum < len(clients):
-        arriving = until_quorum(arriving, quorum, counts)
-        silent = Failure(
-            code=RejectionCode.LATE, reason=f"the round had {quorum} valid updates before"
-        )
-    for client, answer in in_order(clients, arriving, refuse, silent):
-        if isinstance(answer, Failure):
-            refuse(client, answer)
-            continue
-        answers.uplink_bytes += len(answer)
-        verdict = admit(answer, expected=expected(client))
-        if isinstance(verdict, Rejection):
-            answers.rejections.append(verdict)
+    def _absence(self) -> Failure:
+        """Why a client has no answer, once nobody is waited for any more."""
+        if self._has_quorum:
+            reason = f"the round had {self.quorum} valid updates before"
+        elif self._late:
+            seconds = self.plans.run.job.rounds.deadline_s
+            reason = f"the round was closed before, after rounds.deadline_s = {seconds:g}"
         else:
-            yield verdict, len(answer)
+            return _SILENT
+        return Failure(code=RejectionCode.LATE, reason=reason)
 
 
 def until_quorum(
-    answers: Generator[tuple[str, bytes | Failure]],
-    quorum: int,
-    counts: Callable[[str, bytes | Failure], bool],
-) -> Generator[tuple[str, bytes | Failure]]:
+    answers: Generator[Answer], quorum: int, counts: Callable[[str, bytes | Failure], bool]
+) -> Generator[Answer]:
     """Answers as they come, up to the one with which so many clients have one that counts.
 
     A second answer of a client never counts.
@@ -223,22 +216,21 @@ def until_quorum(
 
 def in_order(
     clients: Sequence[str],
-    answers: Iterable[tuple[str, bytes | Failure]],
+    answers: Iterable[Answer],
     on_stray: Callable[[str, Failure], None],
-    silent: Failure,
-) -> Iterator[tuple[str, bytes | Failure]]:
+    absence: Callable[[], Failure],
+) -> Iterator[Answer]:
     """Answers in the order of `clients`, each as soon as those before it are there.
 
-    A client that gave none gets `silent` in its place; a second answer, or one of a client that was
-    not asked, goes to `on_stray`.
+    A client that gave none has an `absence` in its place; a second answer, or one of a client that
+    was not asked, goes to `on_stray`.
     """
     early: dict[str, bytes | Failure] = {}
     open_ = dict.fromkeys(clients)
     turn = 0
     for client, answer in answers:
         if client not in open_:
-            reason = "answered again, or without having been asked"
-            on_stray(client, Failure(code=RejectionCode.DUPLICATE, reason=reason))
+            on_stray(client, _STRAY)
             continue
         del open_[client]
         early[client] = answer
@@ -246,7 +238,7 @@ def in_order(
             yield clients[turn], early.pop(clients[turn])
             turn += 1
     for client in clients[turn:]:
-        yield client, early.pop(client, silent)
+        yield client, early.pop(client) if client in early else absence()
 
 
 def finite(value: float | None) -> float | None:

@@ -261,9 +261,10 @@ def _combination_faults(job: Job) -> list[Fault]:
     elif rounds.min_updates > per_round:
         words = f"expected at most the {per_round} clients of a round"
         fault("rounds.min_updates", rounds.min_updates, words)
-    if rounds.quorum and not rounds.min_updates <= rounds.quorum <= per_round:
+    asked = min(rounds.asked or data.clients, data.clients)
+    if rounds.quorum and not rounds.min_updates <= rounds.quorum <= asked:
         words = (
-            f"expected 0, or rounds.min_updates = {rounds.min_updates} up to the {per_round} "
+            f"expected 0, or rounds.min_updates = {rounds.min_updates} up to the {asked} "
             "clients of a round"
         )
         fault("rounds.quorum", rounds.quorum, words)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run has done so far, in one SQLite file, so that a crash costs at most one round.
 
-A round is written twice: when it begins, and, in one transaction, when it is done, with its
-tensors, its report, the updates that were merged and the answers that were rejected. A round that
-was begun and not committed is played again from the tensors before it.
+A round is written twice: when it begins, with the clients that are asked and the nonce of each,
+and, in one transaction, when it is done, with its tensors, its report, the updates that were merged
+and the answers that were rejected. A round that was begun and not committed is played again from
+the tensors before it, with the same clients and the same nonces.
+
+Deployments keep answers as well, each from when it comes to when its round is committed: training
+that a device has done once is not asked for again. Simulations do not, since a write to the disk an
+update would take longer than to train it.
 
 Tensors are safetensors bytes; nothing in the file is ever unpickled.
 """
@@ -14,7 +19,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +33,7 @@ from coordinator.errors import JournalConflictError, JournalFormatError
 from protocol.rejection import Rejection
 from protocol.tensors import Tensors
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _APPLICATION_ID: Final = 0x464C4A4E  # "FLJN": this file is one of ours
 _SCHEMA: Final = """
 CREATE TABLE runs (
@@ -36,8 +41,12 @@ CREATE TABLE runs (
 );
 CREATE TABLE rounds (
     job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    begun REAL NOT NULL, committed REAL, report TEXT, tensors BLOB,
-    moments BLOB, PRIMARY KEY (job, round)
+    begun REAL NOT NULL, known INTEGER NOT NULL, asked TEXT, committed REAL, report TEXT,
+    tensors BLOB, moments BLOB, PRIMARY KEY (job, round)
+);
+CREATE TABLE answers (
+    place INTEGER PRIMARY KEY, nonce TEXT NOT NULL UNIQUE, job TEXT NOT NULL REFERENCES runs,
+    round INTEGER NOT NULL, client TEXT NOT NULL, answer BLOB NOT NULL
 );
 CREATE TABLE updates (
     nonce TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL,
@@ -60,22 +69,49 @@ class UpdateEntry:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a round began, for the first time."""
+
+    nonces: Mapping[str, str]
+    """Of the clients that are asked, by their names, in the order in which they are merged."""
+    known: int
+    """Clients that there were in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Whose answer is in the journal, and to which plan."""
+
+    client: str
+    round: int
+    nonce: str
+
+
 class Journal:
     """One journal file, of one writer at a time. Use it as a context manager."""
 
     def __init__(
-        self, path: str | Path, *, keep_tensors: int = 3, now: Callable[[], float] = time.time
+        self,
+        path: str | Path,
+        *,
+        keep_tensors: int = 3,
+        keep_answers: bool = False,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Open, or make, the journal.
 
         Args:
             keep_tensors: committed rounds whose tensors stay in the file, the latest ones; 0: all.
+            keep_answers: answers are written down as they come, and each is on the disk before
+                anything is done with it.
             now: the clock, in seconds since 1970.
 
         Raises: JournalFormatError when the file is something else.
         """
         self._path = Path(path)
         self._keep = keep_tensors
+        self.keeps_answers = keep_answers
         self._now = now
         # The round loop runs in a thread of Flower's when Ray runs the clients; one thread at a
         # time uses the connection, which is what SQLite asks for.
@@ -131,20 +167,80 @@ class Journal:
             return 0, dict(initial)
         return int(last[0]), load(last[1])
 
-    def begin_round(self, job: str, round: int) -> int:
-        """Note that a round begins; gives the number of the attempt, 1 at first.
+    def begin_round(self, job: str, round: int, nonces: Mapping[str, str], known: int) -> Start:
+        """Note that a round begins, before anybody is asked; see `Start`.
 
-        Raises: JournalConflictError for a round that is committed already.
+        Raises: JournalConflictError for a round that has begun, or is committed already.
+        """
+        start = Start(nonces=dict(nonces), known=known)
+        with self._transaction():
+            self._refuse_committed(job, round)
+            try:
+                self._db.execute(
+                    "INSERT INTO rounds (job, round, attempts, begun, known, asked) "
+                    "VALUES (?, ?, 1, ?, ?, ?)",
+                    (job, round, self._now(), known, json.dumps(start.nonces)),
+                )
+            except sqlite3.IntegrityError as error:
+                raise JournalConflictError(
+                    f"{self._path}: expected a round to begin, round {round} has; go on with it "
+                    f"({error})"
+                ) from error
+        return start
+
+    def resume_round(self, job: str, round: int) -> Start | None:
+        """How a round began that was not committed; None for one that has not begun.
+
+        Every call is one more attempt. Raises: JournalConflictError for a round that is committed.
         """
         with self._transaction():
             self._refuse_committed(job, round)
             row = self._db.execute(
-                "INSERT INTO rounds (job, round, attempts, begun) VALUES (?, ?, 1, ?) "
-                "ON CONFLICT DO UPDATE SET attempts = attempts + 1, begun = excluded.begun "
-                "RETURNING attempts",
-                (job, round, self._now()),
+                "UPDATE rounds SET attempts = attempts + 1 WHERE job = ? AND round = ? "
+                "RETURNING asked, known",
+                (job, round),
             ).fetchone()
-        return int(row[0])
+        return None if row is None else Start(nonces=json.loads(row[0]), known=row[1])
+
+    def keep_answer(self, job: str, round: int, client: str, nonce: str, answer: bytes) -> None:
+        """Write an answer down; it is on the disk when this returns.
+
+        Raises: JournalConflictError when one is kept for the nonce, or an update of that nonce was
+            counted.
+        """
+        with self._transaction():
+            if self.counted(nonce):
+                raise JournalConflictError(f"{self._path}: nonce {nonce} was counted before")
+            try:
+                self._db.execute(
+                    "INSERT INTO answers (nonce, job, round, client, answer) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (nonce, job, round, client, answer),
+                )
+            except sqlite3.IntegrityError as error:
+                raise JournalConflictError(
+                    f"{self._path}: an answer to nonce {nonce} is kept already ({error})"
+                ) from error
+
+    def keeps(self, nonce: str) -> bool:
+        """Whether there is an answer with that nonce."""
+        query = "SELECT 1 FROM answers WHERE nonce = ?"
+        return self._db.execute(query, (nonce,)).fetchone() is not None
+
+    def kept_answer(self, nonce: str) -> tuple[str, bytes]:
+        """Whose it is, and the bytes. Raises: JournalConflictError where none is kept."""
+        row = self._db.execute(
+            "SELECT client, answer FROM answers WHERE nonce = ?", (nonce,)
+        ).fetchone()
+        if row is None:
+            raise JournalConflictError(f"{self._path}: no answer to nonce {nonce} is kept")
+        return str(row[0]), bytes(row[1])
+
+    def kept_answers(self, job: str) -> list[Kept]:
+        """Whose answers are kept, in the order in which they came."""
+        query = "SELECT client, round, nonce FROM answers WHERE job = ? ORDER BY place"
+        rows = self._db.execute(query, (job,))
+        return [Kept(client=client, round=round, nonce=nonce) for client, round, nonce in rows]
 
     def commit_round(
         self,
@@ -156,10 +252,12 @@ class Journal:
         report: Mapping[str, Any],
         updates: Sequence[UpdateEntry],
         rejections: Sequence[Rejection],
+        settled: Iterable[str] = (),
     ) -> None:
         """Write all that a round gave, or nothing of it.
 
-        `moments` are what the server remembers beside the tensors; they may be empty.
+        `moments` are what the server remembers beside the tensors; they may be empty. Answers to
+        the nonces `settled`, merged or not, are let go.
 
         Raises: JournalConflictError for a round that is committed already, or not begun, and for
             an update that was counted before.
@@ -169,8 +267,8 @@ class Journal:
             text = json.dumps(report, allow_nan=False)
             blobs = (save(dict(tensors)), save(dict(moments)))
             changed = self._db.execute(
-                "UPDATE rounds SET committed = ?, report = ?, tensors = ?, moments = ? "
-                "WHERE job = ? AND round = ?",
+                "UPDATE rounds SET committed = ?, report = ?, tensors = ?, moments = ?, "
+                "asked = NULL WHERE job = ? AND round = ?",
                 (self._now(), text, *blobs, job, round),
             ).rowcount
             if not changed:
@@ -187,6 +285,9 @@ class Journal:
             self._db.executemany(
                 "INSERT INTO rejections VALUES (?, ?, ?, ?, ?)",
                 [(job, round, r.client, r.code, r.reason) for r in rejections],
+            )
+            self._db.executemany(
+                "DELETE FROM answers WHERE nonce = ?", [(nonce,) for nonce in settled]
             )
             if self._keep:
                 self._db.execute(

@@ -421,10 +421,47 @@ class RoundsSection:
     quorum: int = _key(
         0, "valid updates after which a round waits for no more; 0: it waits for all", low=0
     )
+    over_selection: float = _key(
+        1.0,
+        "clients asked for each one that is drawn: 1.3 asks 13 for 10, and the round ends with 10 "
+        "valid updates, or with its quorum",
+        low=1,
+        high=10,
+    )
+    min_clients: int = _key(
+        1, "clients that can take part, without which a round does not begin but waits", low=1
+    )
+    min_samples: int = _key(
+        0, "training samples below which a client is not asked; 0: whatever it has", low=0
+    )
+    min_memory_mb: int = _key(
+        0, "MiB of free memory below which a client is not asked; 0: whatever it has", low=0
+    )
     timeout_s: float = _key(0.0, "seconds waited for a client's answer; 0: no limit", low=0)
+    deadline_s: float = _key(
+        0.0,
+        "seconds after which a round goes on with the updates that it has, counted anew when it is "
+        "played again after a crash; the clients' tests are closed likewise; 0: no limit",
+        low=0,
+    )
+
+    @property
+    def asked(self) -> int:
+        """Clients that are asked in a round; 0: all."""
+        # Decimal factors are not exact in binary: 10 times 1.1 is 11 and not 12.
+        return math.ceil(round(self.clients_per_round * self.over_selection, 6))
+
+    @property
+    def enough(self) -> int:
+        """Valid updates after which a round waits for no more; 0: for all."""
+        return self.quorum or (self.clients_per_round if self.over_selection > 1 else 0)
 
     def __post_init__(self) -> None:
         _check(self, "rounds")
+        if self.over_selection > 1 and not self.clients_per_round:
+            allowed = "expected 1, or rounds.clients_per_round above 0: all are asked already"
+            value = self.over_selection
+            raise JobError([Fault(key="rounds.over_selection", value=value, allowed=allowed)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,84 +9,159 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.errors import NoClientsError
-from coordinator.link import Failure, Outgoing
+from coordinator.link import Failure, Outgoing, never
 from protocol import envelope
 from protocol.errors import ContainerError
+from protocol.readiness import Readiness, Survey, pack_survey, unpack_readiness
 from protocol.rejection import RejectionCode
 
 _JOIN_TIMEOUT_S: Final = 60.0  # Ray needs up to 20 s to start its workers on a busy machine
+_FORGOTTEN_S: Final = 900.0
 
 _log = logging.getLogger(__name__)
 
 
-class FlowerLink:
-    """A `Link` over any Flower Grid.
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message on its way."""
 
-    Nodes have numbers in Flower and names in a job. Who is who is asked once, on construction, with
-    a message to every node: neither the Grid's order nor its NodeInfo says it.
+    key: str
+    node: int
+    at: float
+
+
+class FlowerLink:
+    """A `Link` over any Flower Grid. Nodes have numbers in Flower and names in a job.
+
+    In a simulation each node is asked for its name once, on construction: neither the Grid's order
+    nor its NodeInfo says it. In a deployment the registry says who is who, so that nobody can
+    answer for another, and each survey asks the nodes anew what they say of themselves.
     """
 
     def __init__(
         self,
         grid: Grid,
         *,
-        clients: int,
+        clients: int = 0,
+        names: Callable[[], Mapping[int, str]] | None = None,
+        refused: Callable[[str], Failure | None] | None = None,
+        tick: Callable[[], None] = lambda: None,
+        split_port: int = 0,
         timeout_s: float = 0.0,
+        survey_timeout_s: float = 60.0,
         window: int = 0,
         poll_s: float = 0.02,
         join_timeout_s: float = _JOIN_TIMEOUT_S,
     ) -> None:
-        """Wait for `clients` nodes, then learn their names.
+        """For a simulation: wait for `clients` nodes, then learn their names.
 
         Args:
             clients: nodes to wait for, at most `join_timeout_s` seconds.
+            names: for a deployment: the device of each node that may take part, connected or not;
+                asked at each survey, and then nobody is waited for here.
+            refused: see `Link.refused`; None: whoever `names` has not got any more.
+            tick: called at each poll of whatever waits; what it raises ends the run.
+            split_port: told in surveys, see `Survey`.
             timeout_s: seconds a client may take to answer; 0: no limit.
+            survey_timeout_s: seconds that nodes have to answer a survey.
             window: most messages on their way at a time, which bounds memory; 0: no limit.
             poll_s: seconds between two looks for answers.
 
-        Raises: NoClientsError, when not one node came or told its name.
+        Raises: NoClientsError, when not one node came or told its name, without `names`.
         """
         self._grid = grid
+        self._registered = names
+        self._refused = refused
+        self._tick = tick
+        self._split_port = split_port
         self._timeout_s = timeout_s
+        self._survey_timeout_s = survey_timeout_s
         self._window = window
         self._poll_s = poll_s
-        nodes = _wait_for_nodes(grid, clients, join_timeout_s, poll_s)
-        self._nodes = self._learn_names(nodes, join_timeout_s)
-        if not self._nodes:
-            raise NoClientsError(
-                f"expected {clients} clients, none answered within {join_timeout_s:g} s; "
-                "see that devices are running and can reach the coordinator"
-            )
+        self._nodes: dict[str, int] = {}
+        self._said: dict[str, Readiness] = {}
+        self._owed: dict[str, _Sent] = {}
+        if names is None:
+            nodes = self._wait_for_nodes(clients, join_timeout_s)
+            self._learn_names(nodes, join_timeout_s)
+            if not self._nodes:
+                raise NoClientsError(
+                    f"expected {clients} clients, none answered within {join_timeout_s:g} s; "
+                    "see that devices are running and can reach the coordinator"
+                )
 
-    def node_ids(self) -> Sequence[str]:
-        """The clients' names, sorted."""
-        return tuple(sorted(self._nodes))
+    def survey(self, job: str) -> Mapping[str, Readiness]:
+        """See `Link.survey`.
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Generator[tuple[str, bytes | Failure]]:
+        In a deployment whoever has left an earlier message unanswered is at work on it, as far as
+        can be known, and is neither asked nor waited for: a slow device holds up nobody.
+        """
+        if self._registered is None:
+            return dict(self._said)
+        self._nodes = _by_name(self._registered(), online := frozenset(self._grid.get_node_ids()))
+        self._hear_the_late(online)
+        at_work = {sent.node for sent in self._owed.values()}
+        said, asked = {}, {}
+        for client, node in self._nodes.items():
+            if node not in online:
+                said[client] = Readiness(ready=False, reason="it is not connected")
+            elif node in at_work:
+                reason = "it is still at work on what it was asked before"
+                said[client] = Readiness(ready=False, reason=reason)
+            else:
+                asked[client] = node
+        blob = pack_survey(Survey(job=job, split_port=self._split_port))
+        hellos = [
+            (client, node, _wrap(node, client, envelope.HELLO, blob))
+            for client, node in asked.items()
+        ]
+        for client, reply in self._converse(iter(hellos), self._survey_timeout_s):
+            said[client] = _readiness(reply)
+        return said
+
+    def exchange(
+        self, outgoing: Iterable[Outgoing | None], *, closed: Callable[[], bool] = never
+    ) -> Generator[tuple[str, bytes | Failure]]:
         """See `Link.exchange`. A client's error, silence or nonsense is a `Failure`."""
-        messages = (
-            (client, self._message(client, envelope.MESSAGE_TYPES[kind], blob))
-            for client, kind, blob in outgoing
-        )
-        for client, reply in self._converse(messages, self._timeout_s):
-            if isinstance(reply, Failure):
-                yield client, reply
-                continue
-            try:
-                yield client, envelope.read_content(reply.content)[1]
-            except ContainerError as error:
-                yield client, Failure(code=error.code, reason=str(error))
+        messages = (self._addressed(message) for message in outgoing)
+        with closing(self._converse(messages, self._timeout_s, closed)) as arriving:
+            for client, reply in arriving:
+                if isinstance(reply, Failure):
+                    yield client, reply
+                    continue
+                try:
+                    yield client, envelope.read_content(reply.content)[1]
+                except ContainerError as error:
+                    yield client, Failure(code=error.code, reason=str(error))
 
-    def _learn_names(self, nodes: Iterable[int], timeout_s: float) -> dict[str, int]:
-        names: dict[str, int] = {}
-        hellos = ((str(node), _wrap(node, str(node), envelope.HELLO, b"")) for node in nodes)
+    def refused(self, client: str) -> Failure | None:
+        """See `Link.refused`."""
+        if self._refused is not None:
+            return self._refused(client)
+        if self._registered is None or client in self._registered().values():
+            return None
+        reason = "the device was revoked, or left, after it was asked"
+        return Failure(code=RejectionCode.REVOKED, reason=reason)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, with a tick at each poll."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._tick()
+            time.sleep(min(self._poll_s, left))
+        self._tick()
+
+    def _learn_names(self, nodes: Iterable[int], timeout_s: float) -> None:
+        hellos = ((str(node), node, _wrap(node, str(node), envelope.HELLO, b"")) for node in nodes)
         for node, reply in self._converse(hellos, timeout_s):
             if isinstance(reply, Failure):
                 _log.warning("node %s is left out: %s", node, reply.reason)
@@ -96,51 +171,98 @@ class FlowerLink:
             except ContainerError as error:
                 _log.warning("node %s is left out: %s", node, error)
                 continue
-            if name in names:
+            if name in self._nodes:
                 _log.warning("node %s is left out: there is a client %s already", node, name)
                 continue
-            names[name] = int(node)
-        return names
+            self._nodes[name] = int(node)
+            self._said[name] = _readiness(reply)
 
-    def _message(self, client: str, kind: str, blob: bytes) -> Message | Failure:
-        if client not in self._nodes:
-            return Failure(code=RejectionCode.NO_REPLY, reason="no node is known for this client")
-        return _wrap(self._nodes[client], client, kind, blob)
+    def _wait_for_nodes(self, clients: int, timeout_s: float) -> list[int]:
+        deadline = time.monotonic() + timeout_s
+        while (
+            len(nodes := sorted(self._grid.get_node_ids())) < clients
+            and time.monotonic() < deadline
+        ):
+            self.pause(self._poll_s)
+        return nodes
+
+    def _hear_the_late(self, online: frozenset[int]) -> None:
+        """Take note of answers that come too late to be used: those nodes are free again.
+
+        A message to a node that is gone, or is not heard of for long, will not be answered.
+        """
+        for reply in self._grid.pull_messages(list(self._owed)) if self._owed else ():
+            self._owed.pop(reply.metadata.reply_to_message_id, None)
+        oldest = time.monotonic() - max(_FORGOTTEN_S, self._timeout_s)
+        self._owed = {
+            message_id: sent
+            for message_id, sent in self._owed.items()
+            if sent.node in online and sent.at > oldest
+        }
+
+    def _addressed(self, message: Outgoing | None) -> tuple[str, int, Message | Failure] | None:
+        if message is None:
+            return None
+        client, kind, blob = message
+        node = self._nodes.get(client)
+        if node is None:
+            reason = "no node is known for this client"
+            return client, 0, Failure(code=RejectionCode.NO_REPLY, reason=reason)
+        return client, node, _wrap(node, client, envelope.MESSAGE_TYPES[kind], blob)
 
     def _converse(
-        self, messages: Iterable[tuple[str, Message | Failure]], timeout_s: float
-    ) -> Iterator[tuple[str, Message | Failure]]:
+        self,
+        messages: Iterator[tuple[str, int, Message | Failure] | None],
+        timeout_s: float,
+        closed: Callable[[], bool] = never,
+    ) -> Generator[tuple[str, Message | Failure]]:
         """Push messages as the window allows, and give each one's reply, keyed as it was."""
-        waiting: dict[str, tuple[str, float]] = {}
-        source = iter(messages)
+        waiting: dict[str, _Sent] = {}
         exhausted = False
-        while waiting or not exhausted:
-            while not exhausted and not (self._window and len(waiting) >= self._window):
-                key, message = next(source, ("", None))
-                if message is None:
-                    exhausted = True
-                elif isinstance(message, Failure):
-                    yield key, message
-                # One push a message: a Grid that cannot take one of many does not say which.
-                elif message_id := next(iter(self._grid.push_messages([message])), None):
-                    waiting[message_id] = (key, time.monotonic())
-                else:
-                    reason = "the message could not be sent"
-                    yield key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-            heard = False
-            for reply in self._grid.pull_messages(list(waiting)):
-                key, _ = waiting.pop(reply.metadata.reply_to_message_id, ("", 0.0))
-                if key:
+        try:
+            while (waiting or not exhausted) and not closed():
+                self._tick()
+                while not exhausted and not (self._window and len(waiting) >= self._window):
+                    following = next(messages, _END)
+                    if following is None:
+                        break
+                    key, node, message = following
+                    if message is None:
+                        exhausted = True
+                    elif isinstance(message, Failure):
+                        yield key, message
+                    # One push a message: a Grid that cannot take one of many does not say which.
+                    elif message_id := next(iter(self._grid.push_messages([message])), None):
+                        waiting[message_id] = _Sent(key, node, time.monotonic())
+                    else:
+                        reason = "the message could not be sent"
+                        yield key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
+                heard = False
+                for sent, reply in self._replies(waiting):
                     heard = True
-                    yield key, _failure_of(reply) or reply
-            if timeout_s:
+                    yield sent.key, _failure_of(reply, sent) or reply
                 now = time.monotonic()
-                late = [id_ for id_, (_, sent) in waiting.items() if now - sent > timeout_s]
-                for key, _ in map(waiting.pop, late):
+                late = [id_ for id_, sent in waiting.items() if now - sent.at > timeout_s > 0]
+                for message_id in late:
+                    sent = self._owed[message_id] = waiting.pop(message_id)
                     reason = f"expected an answer within {timeout_s:g} s, none came"
-                    yield key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-            if waiting and not heard:
-                time.sleep(self._poll_s)
+                    yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
+                if waiting and not heard:
+                    time.sleep(self._poll_s)
+        finally:
+            self._owed.update(waiting)
+
+    def _replies(self, waiting: dict[str, _Sent]) -> Iterator[tuple[_Sent, Message]]:
+        """What has come for those that wait, who wait no longer."""
+        replies = self._grid.pull_messages(list(waiting))
+        matched = (
+            (sent, reply)
+            for reply in replies
+            if (sent := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None
+        )
+        # In a simulation a client works when its reply is asked for. Elsewhere they are fetched
+        # together, and an exchange that is closed among them must not wait for the rest again.
+        return matched if self._registered is None else iter(list(matched))
 
 
 def make_server_app(
@@ -156,11 +278,28 @@ def make_server_app(
     return app
 
 
-def _wait_for_nodes(grid: Grid, clients: int, timeout_s: float, poll_s: float) -> list[int]:
-    deadline = time.monotonic() + timeout_s
-    while len(nodes := sorted(grid.get_node_ids())) < clients and time.monotonic() < deadline:
-        time.sleep(poll_s)
-    return nodes
+_END: Final[tuple[str, int, None]] = ("", 0, None)
+
+
+def _by_name(registered: Mapping[int, str], online: frozenset[int]) -> dict[str, int]:
+    """One node a device: of several that the registry has, one that is connected."""
+    found: dict[str, int] = {}
+    for node, name in sorted(registered.items(), key=lambda item: item[0] not in online):
+        if name in found:
+            _log.warning("node %s is left out: %s is node %s", node, name, found[name])
+        else:
+            found[name] = node
+    return dict(sorted(found.items()))
+
+
+def _readiness(reply: Message | Failure) -> Readiness:
+    """What a node says of itself; one whose answer is no such thing is not ready."""
+    if isinstance(reply, Failure):
+        return Readiness(ready=False, reason=reply.reason)
+    try:
+        return unpack_readiness(envelope.read_content(reply.content)[1])
+    except ContainerError as error:
+        return Readiness(ready=False, reason=f"its answer cannot be read: {error}")
 
 
 def _wrap(node: int, client: str, kind: str, blob: bytes) -> Message:
@@ -174,7 +313,10 @@ def _wrap(node: int, client: str, kind: str, blob: bytes) -> Message:
     return Message(content, node, kind)
 
 
-def _failure_of(reply: Message) -> Failure | None:
+def _failure_of(reply: Message, sent: _Sent) -> Failure | None:
+    if (other := reply.metadata.src_node_id) != sent.node:
+        reason = f"expected an answer of node {sent.node}, node {other} sent it"
+        return Failure(code=RejectionCode.WRONG_CLIENT, reason=reason)
     if not reply.has_error():
         return None
     reason = reply.error.reason or f"error {reply.error.code} without a reason"

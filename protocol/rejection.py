@@ -28,7 +28,8 @@ class RejectionCode(StrEnum):
     WRONG_CLIENT = "E214"  # names another client than the one that was asked
     NO_REPLY = "E215"  # nothing came before the round's deadline
     DUPLICATE = "E216"  # this attempt's update has been counted before
-    LATE = "E217"  # nothing came before the round had its quorum
+    LATE = "E217"  # nothing came before the round had its quorum, or before its end
+    REVOKED = "E218"  # the device was revoked, or left, before its answer was merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

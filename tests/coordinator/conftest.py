@@ -13,8 +13,9 @@ import pytest
 from client_sdk.memory import FolderMemory
 from client_sdk.updates import respond
 from coordinator.job import Job
-from coordinator.link import Failure, Outgoing
+from coordinator.link import Failure, Outgoing, never
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
+from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
 from protocol.tensors import NOTHING, ParamSpec, Tensors
 
@@ -85,11 +86,22 @@ class FakeLink:
     """Where clients keep what they keep between rounds; None: they cannot."""
     asked: list[Outgoing] = field(default_factory=list)
 
-    def node_ids(self) -> Sequence[str]:
-        return self.clients
+    says: Callable[[str], Readiness] = lambda client: Readiness()
+    revoked: set[str] = field(default_factory=set)
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Generator[tuple[str, bytes | Failure]]:
-        plans = {message.client: message for message in outgoing}
+    def survey(self, job: str) -> Mapping[str, Readiness]:
+        assert job == self.job.hash()
+        return {client: self.says(client) for client in self.clients}
+
+    def refused(self, client: str) -> Failure | None:
+        reason = "revoked by the test"
+        failure = Failure(code=RejectionCode.REVOKED, reason=reason)
+        return failure if client in self.revoked else None
+
+    def exchange(
+        self, outgoing: Iterable[Outgoing | None], *, closed: Callable[[], bool] = never
+    ) -> Generator[tuple[str, bytes | Failure]]:
+        plans = {message.client: message for message in outgoing if message is not None}
         self.asked.extend(plans.values())
         for client in self.order(list(plans)):
             yield client, self._answer(client, plans[client].blob)

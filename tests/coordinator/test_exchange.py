@@ -31,7 +31,7 @@ def test_in_order_gives_every_client_once_and_waits_no_longer_than_needed(
     def stray(client: str, failure: Failure) -> None:
         strays.append(client)
 
-    for client, answer in in_order(names, answers(), stray, silence):
+    for client, answer in in_order(names, answers(), stray, lambda: silence):
         out.append(client)
         expected_silent = names.index(client) in silent
         assert isinstance(answer, Failure) is expected_silent

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coordinator.errors import JournalConflictError, JournalFormatError
-from coordinator.journal import Journal, UpdateEntry
+from coordinator.journal import Journal, Kept, Start, UpdateEntry
 from protocol.rejection import Rejection, RejectionCode
 
 JOB = "ab" * 32
@@ -29,6 +29,10 @@ def commit(journal: Journal, number: int, **changes: Any) -> None:
     journal.commit_round(JOB, number, **{**content, **changes})
 
 
+def begin(journal: Journal, number: int, nonces: dict[str, str] | None = None) -> Start:
+    return journal.begin_round(JOB, number, nonces or {}, known=9)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
@@ -37,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 def test_committed_round_is_there_when_opened_again(path: Path, initial: Any) -> None:
     with Journal(path) as journal:
         assert journal.open_run(JOB, "", initial)[0] == 0
-        assert journal.begin_round(JOB, 1) == 1
+        begin(journal, 1)
         commit(journal, 1)
     with Journal(path) as journal:
         done, tensors = journal.open_run(JOB, "", initial)
@@ -51,18 +55,23 @@ def test_committed_round_is_there_when_opened_again(path: Path, initial: Any) ->
 def test_round_is_begun_again_when_it_was_not_committed(path: Path, initial: Any) -> None:
     with Journal(path) as journal:
         journal.open_run(JOB, "", initial)
-        assert journal.begin_round(JOB, 1) == 1
+        assert journal.resume_round(JOB, 1) is None
+        start = begin(journal, 1, {"b": "02", "a": "01"})
+        with pytest.raises(JournalConflictError, match="round 1 has; go on with it"):
+            begin(journal, 1)
     with Journal(path) as journal:
         assert journal.open_run(JOB, "", initial)[0] == 0
-        assert journal.begin_round(JOB, 1) == 2
+        again = journal.resume_round(JOB, 1)
+        assert again == start == Start(nonces={"b": "02", "a": "01"}, known=9)
+        assert again is not None and list(again.nonces) == ["b", "a"]
 
 
 def test_nothing_of_a_round_stays_when_its_commit_fails(path: Path, initial: Any) -> None:
     with Journal(path) as journal:
         journal.open_run(JOB, "", initial)
-        journal.begin_round(JOB, 1)
+        begin(journal, 1)
         commit(journal, 1)
-        journal.begin_round(JOB, 2)
+        begin(journal, 2)
         twice = [UpdateEntry(nonce="n1", client="c0", samples=3, bytes=70)]
         with pytest.raises(JournalConflictError, match="counted before"):
             commit(journal, 2, updates=twice)
@@ -78,9 +87,13 @@ def test_round_is_committed_once_and_after_it_began(path: Path, initial: Any) ->
         journal.open_run(JOB, "", initial)
         with pytest.raises(JournalConflictError, match="round 1 was not begun"):
             commit(journal, 1)
-        journal.begin_round(JOB, 1)
+        begin(journal, 1)
         commit(journal, 1)
-        for again in (lambda: commit(journal, 1), lambda: journal.begin_round(JOB, 1)):
+        for again in (
+            lambda: commit(journal, 1),
+            lambda: begin(journal, 1),
+            lambda: journal.resume_round(JOB, 1),
+        ):
             with pytest.raises(JournalConflictError, match="committed already"):
                 again()
 
@@ -89,7 +102,7 @@ def test_old_tensors_are_let_go_when_asked(path: Path, initial: Any) -> None:
     with Journal(path, keep_tensors=2) as journal:
         journal.open_run(JOB, "", initial)
         for number in range(1, 5):
-            journal.begin_round(JOB, number)
+            begin(journal, number)
             commit(journal, number)
         kept = [journal.tensors(JOB, number) is not None for number in range(1, 5)]
         assert kept == [False, False, True, True]
@@ -132,7 +145,7 @@ def test_moments_are_kept_with_the_tensors_and_let_go_with_them(path: Path, init
         journal.open_run(JOB, "", initial)
         assert journal.moments(JOB, 0) is None
         for number in (1, 2):
-            journal.begin_round(JOB, number)
+            begin(journal, number)
             commit(
                 journal,
                 number,
@@ -143,3 +156,44 @@ def test_moments_are_kept_with_the_tensors_and_let_go_with_them(path: Path, init
     assert kept is not None
     assert (kept["first/w"] == -2).all()
     assert kept["first/w"].dtype == np.float64
+
+
+def test_answers_are_kept_until_the_round_that_used_them_is_committed(
+    path: Path, initial: Any
+) -> None:
+    with Journal(path, keep_answers=True) as journal:
+        assert journal.keeps_answers
+        journal.open_run(JOB, "", initial)
+        begin(journal, 1, {"a": "01", "b": "02", "c": "03"})
+        journal.keep_answer(JOB, 1, "b", "02", b"second")
+        journal.keep_answer(JOB, 1, "a", "01", b"first")
+        journal.keep_answer(JOB, 2, "z", "09", b"of another round")
+        with pytest.raises(JournalConflictError, match="an answer to nonce 02 is kept already"):
+            journal.keep_answer(JOB, 1, "b", "02", b"again")
+    with Journal(path, keep_answers=True) as journal:
+        assert [journal.keeps(nonce) for nonce in ("01", "02", "03")] == [True, True, False]
+        assert journal.kept_answer("02") == ("b", b"second")
+        assert journal.kept_answers(JOB) == [
+            Kept(client="b", round=1, nonce="02"),
+            Kept(client="a", round=1, nonce="01"),
+            Kept(client="z", round=2, nonce="09"),
+        ]
+        with pytest.raises(JournalConflictError, match="no answer to nonce 03 is kept"):
+            journal.kept_answer("03")
+        twice = [UpdateEntry(nonce="01", client="a", samples=3, bytes=5)] * 2
+        with pytest.raises(JournalConflictError, match="counted before"):
+            commit(journal, 1, updates=twice, settled=("01", "02", "03"))
+        assert len(journal.kept_answers(JOB)) == 3, "nothing of a commit that failed stays"
+        commit(journal, 1, updates=twice[:1], settled=("01", "02", "03"))
+        assert [kept.nonce for kept in journal.kept_answers(JOB)] == ["09"]
+        with pytest.raises(JournalConflictError, match="nonce 01 was counted before"):
+            journal.keep_answer(JOB, 1, "a", "01", b"first")
+
+
+def test_journal_of_the_version_before_is_refused(path: Path) -> None:
+    Journal(path).close()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 2")
+    database.close()
+    with pytest.raises(JournalFormatError, match="expected a journal of version 3, found"):
+        Journal(path)

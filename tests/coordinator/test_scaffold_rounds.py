@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from coordinator.sections import (
     UpdateSection,
 )
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
+from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
 from protocol.tensors import NOTHING, ParamSpec, Tensors
 
@@ -82,10 +83,15 @@ class QuadraticLink:
     lost: str = ""
     """A client whose answers never come."""
 
-    def node_ids(self) -> list[str]:
-        return list(SLOPES)
+    def survey(self, job: str) -> Mapping[str, Readiness]:
+        return dict.fromkeys(SLOPES, Readiness())
 
-    def exchange(self, outgoing: Iterable[Outgoing]) -> Iterator[tuple[str, bytes | Failure]]:
+    def refused(self, client: str) -> Failure | None:
+        return None
+
+    def exchange(
+        self, outgoing: Iterable[Outgoing], *, closed: Callable[[], bool]
+    ) -> Iterator[tuple[str, bytes | Failure]]:
         spec = TrainingSpec(
             batch_size=1, optimizer="sgd", learning_rate=RATE, scaffold=self.job.training.scaffold
         )

@@ -21,10 +21,12 @@ from coordinator.errors import NoClientsError
 from coordinator.link import Failure, Outgoing
 from coordinator.server_app import FlowerLink, _wrap, make_server_app
 from protocol import envelope
+from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
 from simulations.grid import InProcessGrid, Serve
 
 Asked = list[tuple[str, str, bytes]]
+JOB = "ab" * 32
 CLIENTS = ("c0", "c1", "c2", "c3", "c4")
 
 
@@ -43,7 +45,7 @@ def outgoing(clients: Iterable[str] = CLIENTS, kind: str = "fit") -> list[Outgoi
 
 def test_every_client_is_known_by_name_and_answers() -> None:
     link = link_over(echo)
-    assert link.node_ids() == CLIENTS
+    assert link.survey(JOB) == dict.fromkeys(CLIENTS, Readiness())
     for kind in ("fit", "evaluate"):
         answers = dict(link.exchange(outgoing(kind=kind)))
         assert answers == {client: f"{kind}:{client}".encode() for client in CLIENTS}
@@ -159,7 +161,7 @@ def test_nobody_there_is_an_error_after_the_timeout() -> None:
 
 def test_second_node_of_one_name_is_left_out_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
     link = FlowerLink(InProcessGrid(("a", "b", "a"), echo), clients=3)
-    assert link.node_ids() == ("a", "b")
+    assert sorted(link.survey(JOB)) == ["a", "b"]
     assert "there is a client a already" in caplog.text
 
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the updates of one step to the next tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from aggregation.errors import MergeError
+from aggregation.mergers import COUNTS, Merged, Roles
+from aggregation.selection import needs_counts, server_optimizer_named
+from aggregation.server_optimizers import ServerOptimizer, ServerState
+from coordinator.admission import Admitted
+from coordinator.exchange import Answers
+from coordinator.job import Job
+from coordinator.journal import UpdateEntry
+from coordinator.link import Failure
+from coordinator.run import Run, State
+from coordinator.selections import selection_counts
+from protocol.controls import joined, parted
+from protocol.rejection import RejectionCode
+from protocol.tensors import Tensors
+
+
+def server_optimizer(job: Job) -> ServerOptimizer:
+    """The optimizer that the job names."""
+    settings = job.aggregation
+    return server_optimizer_named(
+        settings.server_optimizer,
+        learning_rate=settings.server_learning_rate,
+        adaptivity=settings.server_adaptivity,
+    )
+
+
+class Step:
+    """The updates of one server step, merged one by one, as their turn comes."""
+
+    def __init__(
+        self, run: Run, number: int, roles: Roles, current: Tensors, memory: Tensors
+    ) -> None:
+        """`current`: all tensors, as clients start from them. `memory`: the merger's."""
+        self.answers = Answers()
+        self._run = run
+        self._number = number
+        self._merged: Any = run.merger.init(run.spec, current=current, memory=memory)
+        shared = run.part(roles.shares)
+        # What clients do not share has not changed.
+        self._still = {
+            name: np.zeros(entry.shape, entry.dtype)
+            for name, entry in run.spec.entries
+            if name not in shared
+        }
+
+    def add(self, admitted: Admitted, size: int, *, share: float = 1.0) -> None:
+        """Merge an update of `size` bytes, with `share` of the weight that the job gives it."""
+        run, answers, header = self._run, self.answers, admitted.header
+        uniform = run.job.aggregation.weighting == "uniform"
+        weight = share * (1.0 if uniform else float(header.samples))
+        try:
+            update = {**admitted.delta, **self._still}
+            counts = selection_counts(header.metrics, run.elements)
+            if needs_counts(run.merger) and counts:
+                update[COUNTS] = np.array(counts)
+            self._merged = run.merger.add(self._merged, update, weight, client=header.client)
+        except MergeError as error:
+            problem = Failure(code=RejectionCode.NOT_FINITE, reason=str(error))
+            answers.refuse(header.client, self._number, problem)
+            return
+        answers.updates.append(
+            UpdateEntry(
+                nonce=header.nonce, client=header.client, samples=header.samples, bytes=size
+            )
+        )
+        if "loss" in header.metrics:
+            answers.losses.append((header.metrics["loss"], header.samples))
+        if counts:
+            answers.selected[header.client] = counts
+
+    def finish(self, state: State, *, share: float) -> tuple[State, list[str]]:
+        """The next tensors, what is remembered of them, and notes; where updates cannot be merged
+        all stays as it is, and a note says why.
+
+        `share`: of all clients, how many the updates are of.
+        """
+        run, found = self._run, len(self.answers.updates)
+        tensors, memory = state.tensors, state.memory
+        least = run.job.rounds.min_updates
+        if found < least:
+            missing = (
+                f"tensors unchanged: {found} valid updates, rounds.min_updates asks for {least}"
+            )
+            return State(tensors=tensors, memory=memory.moved({})), [missing]
+        try:
+            result: Merged = run.merger.finish(self._merged)
+            delta = _shared_controls(result.delta, share)
+            kept, after = run.optimizer.step(
+                ServerState(run.spec, memory.optimizer), tensors, delta
+            )
+        except MergeError as error:
+            # Finite updates may still add up to what float32 cannot hold: a client's doing, which
+            # must not end the run, though it cannot be said whose.
+            return State(tensors=tensors, memory=memory.moved({})), [f"tensors unchanged: {error}"]
+        remembered = replace(memory, optimizer=kept.moments, merger=result.memory)
+        return State(tensors=after, memory=remembered.moved(result.base)), list(result.notes)
+
+
+def _shared_controls(delta: Tensors, share: float) -> Mapping[str, np.ndarray]:
+    """SCAFFOLD: control variates move by the mean over all clients, of which `share` took part."""
+    changes, controls = parted(delta)
+    return joined(changes, {name: np.float32(share) * value for name, value in controls.items()})
