@@ -20,12 +20,19 @@ _CLIENT_RAISED: Final = 2  # Flower's code for a client function that raised
 _MAX_REASON: Final = 500
 
 
+def _nothing_to_say(survey: bytes) -> bytes:
+    """Of a client that may always be asked."""
+    return b""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """Who this node is, and what it does with a plan."""
 
     name: str
     answer: Callable[[bytes], bytes]
+    survey: Callable[[bytes], bytes] = _nothing_to_say
+    """What it answers to the blob of a hello; b"" is an answer, too."""
 
 
 NodeConfig = Mapping[str, bool | int | float | str]
@@ -59,7 +66,8 @@ def make_client_app(open_client: OpenClient) -> ClientApp:
 def _reply(message: Message, open_client: OpenClient, context: Context, *, work: bool) -> Message:
     try:
         client = open_client(context.node_config)
-        blob = client.answer(envelope.read_content(message.content)[1]) if work else b""
+        _, asked = envelope.read_content(message.content)
+        blob = client.answer(asked) if work else client.survey(asked)
     # Whatever goes wrong here is this client's alone: the coordinator must hear of it and go on.
     except Exception as error:
         return make_reply(message, "", error)

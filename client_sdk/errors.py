@@ -4,14 +4,21 @@
 ClientError
 ├── ConditionsError  what the device's owner asks for before it works cannot be read
 ├── CoordinatorUnreachableError  nobody answers there, or not as a coordinator does
+│   ├── ClockError              the device's clock is so far off that nobody can be trusted by it
+│   └── CoordinatorStatusError  it answers, but not with what was asked for; `.status` says how
 ├── DataError        the device's own data cannot be read, or do not fit the bundle
+├── DeniedError      the coordinator does not let this device in (any more)
+├── FetchError       a job's bundle cannot be had from the coordinator
 ├── FunctionError    a function of the device's own code cannot be found
 ├── IdentityError    the device's key, certificate or folder cannot be used, or an answer not taken
 │   ├── IdentityChangedError  the coordinator is not the one that the device enrolled with
 │   └── RefusedError          the coordinator refused to enrol or renew; `.code` says why
 ├── MemoryFileError  what the client keeps between rounds cannot be read or written
+├── NotNowError      the conditions under which the device works do not hold
 ├── OutboxError      an update cannot be kept, or differs from the one that was
 ├── PlanError        a plan that this client will not follow
+├── RunningError     another process runs the device, or its SuperNode cannot be started
+├── SettingsError    what the device's owner set cannot be read, or cannot be meant
 ├── SplitError       the server that holds a network's body refused, or could not be reached
 └── TrainingError    the trainer gave something that is no update
 """
@@ -35,6 +42,18 @@ class CoordinatorUnreachableError(ClientError):
     """Nobody answers at the coordinator's address, or not as a coordinator does."""
 
 
+class ClockError(CoordinatorUnreachableError):
+    """The device's clock and the coordinator's differ by more than signatures and TLS allow."""
+
+
+class CoordinatorStatusError(CoordinatorUnreachableError):
+    """The coordinator answers, but not with what was asked for."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status  # of HTTP
+
+
 class DataError(ClientError):
     """The device's own data cannot be read, or do not fit the bundle.
 
@@ -51,6 +70,14 @@ class DataError(ClientError):
 
 def _item(fault: str) -> str:
     return f"  - {fault}"
+
+
+class DeniedError(ClientError):
+    """The coordinator does not let this device in: it is no member, or was revoked."""
+
+
+class FetchError(ClientError):
+    """A job's bundle cannot be had: it does not come, is another's, or has no room here."""
 
 
 class FunctionError(ClientError):
@@ -77,12 +104,24 @@ class MemoryFileError(ClientError):
     """A file that the client keeps between rounds cannot be read or written."""
 
 
+class NotNowError(ClientError):
+    """The conditions that the device's owner set do not hold at the moment."""
+
+
 class OutboxError(ClientError):
     """An update cannot be kept, or is another than the one that was kept for its plan."""
 
 
 class PlanError(ClientError):
     """The plan is not for this client, this job, or cannot be read."""
+
+
+class RunningError(ClientError):
+    """Another process runs the device already, or its SuperNode cannot be started."""
+
+
+class SettingsError(ClientError):
+    """What the device's owner set cannot be read, or cannot be meant."""
 
 
 class SplitError(ClientError):

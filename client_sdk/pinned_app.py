@@ -4,7 +4,8 @@
 Flower hands a node an app bundle that may hold any Python, installs it and runs it. A device of
 ours runs none of it: the SuperNode finds its client process by the command's name, and the folder
 of `command_folder` is all of its PATH, so that it finds this module. Bundles are neither unpacked
-nor loaded here, and processes for other kinds of tasks are not found at all.
+nor loaded here, and processes for other kinds of tasks are not found at all. The other command that
+is there is Flower's own, which waits for messages and starts the client.
 """
 
 from __future__ import annotations
@@ -21,22 +22,30 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
 COMMAND: Final = "flwr-clientapp"
+STARTER: Final = "flower-superexec"
 # What Flower's runner of client processes is made of, where it touches an app bundle.
 _INSTALL: Final = "install_from_fab"
 _LOAD: Final = "get_load_client_app_fn"
+_STARTER: Final = "from flwr.supercore.cli import flower_superexec; flower_superexec"
 
 
 def command_folder(folder: Path, module: str) -> Path:
-    """A folder with the one command that a SuperNode may find: `module`, under this Python.
+    """A folder with all that a SuperNode may find: `module`, and what starts it, by this Python.
 
-    The module's `main` is expected to call `run_pinned`.
+    The module's `main` is expected to call `run_pinned`. Raises: OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = folder / COMMAND
-    line = f'exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
-    command.write_text("#!/bin/sh\n" + line, encoding="utf-8")
-    os.chmod(command, 0o700)
+    _write_command(folder / COMMAND, "-m", module)
+    # By its place and not by its script, which may lie in another folder than this Python.
+    _write_command(folder / STARTER, "-c", f"{_STARTER}()")
     return folder
+
+
+def _write_command(path: Path, *arguments: str) -> None:
+    # -P: nothing is imported from the folder in which it happens to run.
+    line = shlex.join([sys.executable, "-P", *arguments])
+    path.write_text(f'#!/bin/sh\nexec {line} "$@"\n', encoding="utf-8")
+    os.chmod(path, 0o700)
 
 
 def run_pinned(app: Callable[[], ClientApp]) -> None:

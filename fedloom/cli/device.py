@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedloom device`: what a device does with the bundles that it got. None of it loads torch."""
+"""`fedloom device`: a machine becomes a member, takes part in jobs, and predicts with what came of
+them. None of it loads torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.predictor import Prediction
 
 app = typer.Typer(
-    help="Become a member of a deployment; predict without a training framework.",
+    help="Become a member of a deployment, take part in its jobs, predict; without torch.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -50,41 +52,111 @@ def enroll(
 
 
 @app.command(cls=PlainCommand)
+def run(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="A folder, a .npz or .jsonl file, or module:function; see docs/device.md.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Of the data, to test on and never train on [0.1]."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With the tokenizer.json for texts.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(metavar="HH:MM-HH:MM", help='When to work, local; "" for all day.')
+    ] = None,
+    power: Annotated[str | None, typer.Option(help="any or mains.")] = None,
+    battery: Annotated[
+        int | None, typer.Option(metavar="PERCENT", help="Least charge where not on mains.")
+    ] = None,
+    metered: Annotated[
+        str | None, typer.Option(help="allowed or refused: a link that is paid by the byte.")
+    ] = None,
+    memory: Annotated[int | None, typer.Option(metavar="MIB", help="Least free memory.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the training; 0 for one a core.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="Asked before work: exit code 0 to work, 1 for not now.")
+    ] = None,
+    function: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="Asked before work: True to work.")
+    ] = None,
+    unknown: Annotated[
+        str | None, typer.Option(help="wait or work, where a condition cannot be known.")
+    ] = None,
+    bundles_mb: Annotated[
+        int | None, typer.Option(metavar="MIB", help="Disk for jobs' bundles [4096].")
+    ] = None,
+    outbox_mb: Annotated[
+        int | None, typer.Option(metavar="MIB", help="Disk for updates that wait [256].")
+    ] = None,
+    home: _Home = _HOME,
+) -> None:
+    """Take part in jobs, until ctrl-c or SIGTERM. What is given is remembered for the next time."""
+    import dataclasses
+    import logging
+
+    from client_sdk.conditions import Conditions
+    from client_sdk.device import Device
+    from client_sdk.settings import absolute_source
+
+    asked = {
+        "hours": hours,
+        "power": power,
+        "least_battery_percent": battery,
+        "metered": metered,
+        "least_free_memory_mb": memory,
+        "threads": threads,
+        "command": command,
+        "function": None if function is None else absolute_source(function),
+        "unknown": unknown,
+    }
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    device = Device(home)
+    before = device.home.settings()
+    device.configure(
+        data=data,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        bundles_mb=bundles_mb,
+        outbox_mb=outbox_mb,
+        conditions=dataclasses.replace(before.conditions if before else Conditions(), **given),
+    )
+    device.run()
+
+
+@app.command(cls=PlainCommand)
 def status(
     home: _Home = _HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say who this device is, and until when its certificate is valid."""
-    from client_sdk.identity import Identity
+    """Say who this device is, whether it runs, what it did last, and whether its data fit."""
+    from client_sdk.device import Device
 
-    held = Identity(home.expanduser()).membership
-    if held is None:
+    device = Device(home)
+    if device.membership is None:
         raise UsageError(f"{home}: no member of any deployment; enrol with: fedloom device enroll")
-    until = datetime.fromtimestamp(held.not_after, UTC)
-    valid = until > datetime.now(UTC)
+    told = device.status()
     if as_json:
-        told = {
-            "device": held.device,
-            "coordinator": held.coordinator,
-            "signer": held.signing_key,
-            "fingerprint": held.fingerprint,
-            "certificate_until": held.not_after,
-            "certificate_valid": valid,
-        }
         typer.echo(json.dumps(told, indent=2))
-    else:
-        typer.echo(f"device       {held.device}")
-        typer.echo(f"coordinator  {held.coordinator}, authority {held.fingerprint}")
-        word = "valid until" if valid else "ran out on"
-        typer.echo(f"certificate  {word} {until:%Y-%m-%d %H:%M:%SZ}")
+        return
+    for name, line in _status_lines(told):
+        typer.echo(f"{name:<12} {line}")
 
 
 @app.command(cls=PlainCommand)
 def leave(home: _Home = _HOME) -> None:
-    """Remove what enrolment made on this device: its key, certificate and pins."""
-    from client_sdk.identity import leave_folder
+    """Remove all that was made on this device: key, certificate, bundles, updates, settings."""
+    from client_sdk.home import Home
 
-    leave_folder(home.expanduser())
+    Home(home.expanduser()).leave()
     typer.echo(f"{home}: no member any more; ask the operator to revoke the device as well")
 
 
@@ -129,6 +201,47 @@ def predict(
     typer.echo(
         json.dumps(_document(bundle, names, found), indent=2) if as_json else _table(names, found)
     )
+
+
+def _status_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "device", told["device"]
+    yield "coordinator", f"{told['coordinator']} at {told['url']}, authority {told['fingerprint']}"
+    word = "valid until" if told["certificate_valid"] else "not valid; its end is"
+    yield "certificate", f"{word} {_time(told['certificate_until'])}"
+    pid = told["running"]
+    yield "running", "no" if pid is None else f"yes, process {pid}"
+    for name, what in (("asked", "last_survey"), ("worked", "last_work")):
+        if last := told[what]:
+            yield name, _last_line(last)
+    if waits := told["outbox"]:
+        yield "outbox", f"{len(waits)} updates, {sum(entry['bytes'] for entry in waits)} bytes"
+    if bundles := told["bundles"]:
+        yield "bundles", f"{len(bundles)}, {sum(one['bytes'] for one in bundles)} bytes"
+    if verdict := told["conditions"]:
+        reasons = [*verdict["reasons"], *(f"unknown: {fact}" for fact in verdict["unknown"])]
+        yield "conditions", "; ".join(["hold" if verdict["ready"] else "wait", *reasons])
+    if (data := told["data"]) is None:
+        yield "data", "none named yet: fedloom device run --data SOURCE"
+        return
+    yield "data", data["source"]
+    for fault in data["faults"]:
+        yield "", f"- {fault}"
+    if not data["faults"]:
+        job = data["checked_for"]
+        found = f"{data['samples']} samples to train on, {data['held_out']} held out"
+        yield "", found + (f"; they fit job {job[:12]}" if job else "; no job has read them yet")
+
+
+def _last_line(last: Mapping[str, Any]) -> str:
+    what = f"job {last['job'][:12] or '?'}"
+    if last["round"] is not None:
+        what += f", round {last['round']}, {last['task']}"
+    said = f"refused: {last['refused']}" if last["refused"] else "answered"
+    return f"{_time(last['when'])}, {what}, in {last['seconds']:.1f} s, {said}"
+
+
+def _time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _check_options(adapter: Path | None, own: Path | None, mix: float | None) -> None:

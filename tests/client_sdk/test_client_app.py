@@ -12,7 +12,7 @@ pytest.importorskip("flwr")
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.supercore.task_identity import TaskIdentity
 
-from client_sdk.client_app import Client, NodeConfig, make_client_app
+from client_sdk.client_app import Client, NodeConfig, OpenClient, make_client_app
 from coordinator.server_app import _wrap
 from protocol import envelope
 
@@ -31,7 +31,7 @@ def open_client(node: NodeConfig) -> Client:
     return Client(name=f"c{node['partition-id']}", answer=answer)
 
 
-def ask(kind: str, blob: bytes, partition: Any = 3) -> Message:
+def ask(kind: str, blob: bytes, partition: Any = 3, client: OpenClient = open_client) -> Message:
     context = Context(
         run_id=1,
         node_id=2,
@@ -39,7 +39,7 @@ def ask(kind: str, blob: bytes, partition: Any = 3) -> Message:
         state=RecordDict(),
         run_config=UserConfig(),
     )
-    return make_client_app(open_client)(_wrap(2, "?", kind, blob), context)
+    return make_client_app(client)(_wrap(2, "?", kind, blob), context)
 
 
 @pytest.mark.parametrize("kind", ["train.fit", "evaluate.score"])
@@ -51,6 +51,14 @@ def test_plan_is_answered_with_the_clients_name(kind: str) -> None:
 
 def test_hello_gives_the_name_and_does_no_work() -> None:
     assert envelope.read_content(ask(envelope.HELLO, b"bad").content) == ("c3", b"")
+
+
+def test_a_clients_own_answer_to_a_hello_is_given_the_blob() -> None:
+    def telling(node: NodeConfig) -> Client:
+        return Client(name="c3", answer=bytes, survey=lambda blob: blob[::-1])
+
+    reply = ask(envelope.HELLO, b"survey", client=telling)
+    assert envelope.read_content(reply.content) == ("c3", b"yevrus")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -15,18 +14,20 @@ from typing import Any
 import pytest
 
 from client_sdk.client_app import Client, make_client_app
-from client_sdk.pinned_app import COMMAND, command_folder, pin
+from client_sdk.pinned_app import COMMAND, STARTER, command_folder, pin
 
 
 def test_the_bundle_is_neither_unpacked_nor_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The real runner, with the SuperNode's side of the conversation played here."""
-    from flwr.app import ConfigRecord, Context, Message, RecordDict
+    from flwr.app import Context, RecordDict
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supernode.runtime import run_clientapp as runner
+
+    from coordinator.server_app import _wrap
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     for name in ("install_from_fab", "get_load_client_app_fn"):
@@ -38,7 +39,7 @@ def test_the_bundle_is_neither_unpacked_nor_loaded(
     fab = Fab("0" * 64, content.getvalue(), {})
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    asked = Message(RecordDict({"header": ConfigRecord()}), 1, "query.hello")
+    asked = _wrap(1, "?", "query.hello", b"")
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     run = Run.create_empty(1)
     run.fab_id, run.fab_version = "evil/evil", "1.0.0"
@@ -74,18 +75,35 @@ def test_another_flower_runs_nothing() -> None:
         pin(runner, lambda: None)  # type: ignore[arg-type, return-value]
 
 
-def test_the_folder_has_one_command_which_runs_the_module(tmp_path: Path) -> None:
+def test_the_folder_has_the_module_as_the_client_and_nothing_of_the_folder_it_runs_in(
+    tmp_path: Path,
+) -> None:
     package = tmp_path / "module"
     package.mkdir()
     (package / "said.py").write_text("import sys; print(sys.argv[1:])")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "said.py").write_text("print('shipped')")
     folder = command_folder(tmp_path / "a folder", "said")
-    assert os.listdir(folder) == [COMMAND]
+    assert sorted(os.listdir(folder)) == [STARTER, COMMAND]
     found = subprocess.run(
         [COMMAND, "--token", "a b"],
         env={"PATH": str(folder), "PYTHONPATH": str(package)},
+        cwd=elsewhere,
         capture_output=True,
         text=True,
         check=True,
     )
     assert found.stdout.strip() == "['--token', 'a b']"
-    assert Path(sys.executable).is_file()
+
+
+def test_the_folder_has_flowers_own_starter_of_clients(tmp_path: Path) -> None:
+    folder = command_folder(tmp_path / "commands", "said")
+    found = subprocess.run(
+        [STARTER, "--help"],
+        env={"PATH": str(folder), "FLWR_HOME": str(tmp_path), "FLWR_DISABLE_UPDATE_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--runtime-api-address" in found.stdout and "--parent-pid" in found.stdout
