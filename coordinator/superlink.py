@@ -35,8 +35,9 @@ JOB_KEY: Final = "job"
 
 _COMMAND_S: Final = 60.0
 _APP: Final = "app"
-# Flower wants an app for every run. Ours holds no code and is not loaded: its components are named
-# because Flower asks for names that are there.
+_APP_MODULE: Final = "fedloom_app"
+# Flower wants an app for every run, and names in it that are there. Ours is loaded by nobody:
+# coordinator and devices run what is installed.
 _APP_TEXT: Final = f"""\
 [project]
 name = "fedloom"
@@ -48,8 +49,8 @@ dependencies = ["flwr>=1.41,<1.43"]
 publisher = "fedloom"
 
 [tool.flwr.app.components]
-serverapp = "coordinator.server_app:make_server_app"
-clientapp = "client_sdk.client_app:make_client_app"
+serverapp = "{_APP_MODULE}:nothing"
+clientapp = "{_APP_MODULE}:nothing"
 
 [tool.flwr.app.config]
 {JOB_KEY} = ""
@@ -134,6 +135,7 @@ class SuperLink:
         app = self.folder / _APP
         app.mkdir(mode=0o700, exist_ok=True)
         (app / "pyproject.toml").write_text(_APP_TEXT, encoding="utf-8")
+        (app / f"{_APP_MODULE}.py").write_text("nothing = None\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,7 @@ def _asked(superlink: SuperLink, *words: str) -> Mapping[str, Any]:
     answer = _last_object(done.stdout)
     if done.returncode or not answer.get("success", False):
         said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
-        # The lines before the last one greet, or say which connection is used.
-        last = (said.splitlines() or ["it failed without a word"])[-1]
-        raise SuperLinkError(f"{said_as}: {last[:500]}")
+        raise SuperLinkError(f"{said_as}: {' '.join(said.split())[-500:] or 'no word why'}")
     return answer
 
 

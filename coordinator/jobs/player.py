@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from coordinator.enrolment.devices import Devices
 
 _PATIENCE_S: Final = 5.0  # somebody may be looking whether the job is played
+_REJOIN_S: Final = 120.0  # SuperNodes find a restarted SuperLink within seconds
 _LOOK_S: Final = 0.5  # between two looks at what the operator wants
 
 # Another start would find the same.
@@ -123,11 +124,11 @@ def _play(
         return tester.evaluate({**first, **tensors}, validation)["accuracy"]
 
     devices = deployment.enrolment.devices
-    with Journal(folder.journal) as journal:
+    with Journal(folder.journal, keep_answers=True) as journal:
 
         def on_round(report: RoundReport) -> None:
             _count(devices, journal.contributors(entry.hash, report.round))
-            watch.done(report.round)
+            watch.done(report)
 
         spec = bundle.manifest.shared
         result = run_rounds(
@@ -140,6 +141,9 @@ def _play(
             evaluate,
             pairs=bundle.manifest.pairs,
             choose_by=choose_by if validation else None,
+            watch=watch,
+            rejoin_s=_REJOIN_S,
+            pause=watch.pause,
         )
         watch.say(doing="finishing", round=job.rounds.count)
         tensors = {**first, **result.tensors}
@@ -180,8 +184,16 @@ class _Watch:
             if not self._jobs.named(self._name).wanted:
                 raise JobStoppedError(f"job {self._name} was stopped")
 
+    def pause(self, seconds: float) -> None:
+        """Sleep, and look meanwhile what the operator wants."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.tick()
+            time.sleep(min(left, _LOOK_S))
+
     def waits(self, round: int, have: int, need: int, why: Mapping[str, str]) -> None:
-        """See `coordinator.rounds.Watch`."""
+        """See `coordinator.watch.Watch`."""
+        _log.info("round %d waits: %d of %d devices can take part; %s", round, have, need, why)
         self.say(
             doing="waiting",
             round=round,
@@ -192,15 +204,23 @@ class _Watch:
         )
 
     def asked(self, round: int, clients: Sequence[str]) -> None:
-        """See `coordinator.rounds.Watch`."""
+        """See `coordinator.watch.Watch`."""
+        _log.info("round %d: asked %s", round, ", ".join(clients))
         self.say(doing="training", round=round, asked=tuple(clients), answered=(), not_asked={})
 
     def answered(self, round: int, client: str, have: int) -> None:
-        """See `coordinator.rounds.Watch`."""
+        """See `coordinator.watch.Watch`."""
+        _log.info("round %d: %s has answered, the %d. to do so", round, client, have)
         self.say(answered=(*self._state.answered, client))
         self.tick()
 
-    def done(self, round: int) -> None:
+    def done(self, report: RoundReport) -> None:
         """A round was committed."""
-        self.say(doing="asking", round=round, asked=(), answered=())
+        for rejection in report.rejections:
+            _log.warning("%s", rejection)
+        _log.info(
+            "round %d: %d updates of %d samples in %.1f s%s", report.round, report.updates,
+            report.samples, report.seconds, f"; {report.note}" if report.note else "",
+        )  # fmt: skip
+        self.say(doing="asking", round=report.round, asked=(), answered=())
         self.tick()

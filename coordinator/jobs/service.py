@@ -25,7 +25,7 @@ from coordinator.jobs.registry import JobEntry
 _LOOK_S: Final = 0.5
 _BEGIN_S: Final = 60.0  # from a run that was asked for to its player's lock
 _FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 60.0
+_LONGEST_PAUSE_S: Final = 15.0
 
 _log = logging.getLogger(__name__)
 
