@@ -247,7 +247,7 @@ class FlowerLink:
                     sent = self._owed[message_id] = waiting.pop(message_id)
                     reason = f"expected an answer within {timeout_s:g} s, none came"
                     yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-                if waiting and not heard:
+                if not heard and (waiting or not exhausted):
                     time.sleep(self._poll_s)
         finally:
             self._owed.update(waiting)
