@@ -35,8 +35,6 @@ class Played:
     notes: list[str]
     settled: Iterable[str]
     """Nonces that nothing more is expected of."""
-    staleness: tuple[int, ...] = ()
-    """Of the merged updates, where rounds are asynchronous."""
 
 
 def close_round(
