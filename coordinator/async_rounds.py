@@ -114,6 +114,7 @@ class AsyncRounds:
         self._started = run.clock()
         self._buffer: list[_Ask] = []
         self._settled: list[str] = []
+        self._heard = 0
         self._times: Counter[str] = Counter()
         self._put_off: set[str] = set()
 
@@ -122,6 +123,7 @@ class AsyncRounds:
         for kept in self._run.journal.kept_answers(self._run.hash):
             plans = replace(self._plans, number=kept.round)
             self._times[kept.client] += kept.round == self._number
+            self._heard += 1
             _, answer = self._run.journal.kept_answer(kept.nonce)
             self._weigh(_Ask(kept.client, plans, kept.nonce), answer)
 
@@ -159,6 +161,7 @@ class AsyncRounds:
     def _take(self, client: str, answer: bytes | Failure) -> None:
         """What came for a client; whoever failed is not asked again before the next step."""
         ask = self._at_work.pop(client, None)
+        self._heard += ask is not None
         if ask is None:
             self._step.answers.refuse(client, self._number, _STRAY)
         elif isinstance(answer, Failure):
@@ -211,7 +214,7 @@ class AsyncRounds:
             number=self._number,
             roles=self._plans.roles,
             answers=self._step.answers,
-            clients=self._times.total(),
+            clients=self._heard,
             started=self._started,
             fitted=fitted,
             notes=notes,

@@ -28,7 +28,7 @@ class Played:
     roles: Roles
     answers: Answers
     clients: int
-    """That were asked to train."""
+    """As in `RoundReport`."""
     started: float
     fitted: float
     """When the last update was there; both by the run's clock."""

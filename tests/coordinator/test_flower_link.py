@@ -204,6 +204,21 @@ def test_the_operator_s_stop_ends_whatever_waits(waiting: str) -> None:
                 link.pause(60)
 
 
+def test_a_survey_in_the_midst_of_an_exchange_asks_only_those_that_are_free() -> None:
+    grid = Devices()
+    link = link_of(grid)
+    link.survey(JOB)
+    grid.ready = lambda message: is_hello(message) or message.metadata.dst_node_id != 4
+    outgoing = [Outgoing(name, "fit", b"plan") for name in ("lathe", "press-1")]
+    answers = link.exchange(outgoing)
+    assert next(answers) == ("press-1", b"plan")
+    said = link.survey(JOB)
+    assert [name for name in said if not said[name].ready] == ["lathe"]
+    grid.ready = lambda message: True
+    assert list(answers) == [("lathe", b"plan")], "and takes nobody's answer away"
+    assert link.survey(JOB)["lathe"] == SAYS
+
+
 def test_nothing_to_send_just_now_is_asked_for_again() -> None:
     link = link_of(Devices())
     link.survey(JOB)

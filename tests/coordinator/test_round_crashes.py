@@ -24,9 +24,11 @@ import pytest
 from client_sdk.outbox import Outbox, answer_once
 from coordinator.job import Job
 from coordinator.journal import Journal
+from coordinator.link import never
 from coordinator.merging import Step
 from coordinator.rounds import run_rounds
 from coordinator.sections import DataSection, RoundsSection, UpdateSection
+from protocol.plan import unpack_plan
 from protocol.tensors import ParamSpec
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,13 @@ JOB = Job(
     update=UpdateSection(
         codec="one-bit", error_feedback=True, downlink="changes", downlink_codec="one-bit"
     ),
+)
+ASYNC = Job(
+    data=JOB.data,
+    rounds=RoundsSection(
+        mode="async", count=ROUNDS, buffer=4, concurrency=3, evaluate_every=ROUNDS
+    ),
+    update=UpdateSection(codec="one-bit"),
 )
 POINTS = (
     "begin before", "begin after", "plans out", "trained", "replace before", "replace after",
@@ -78,6 +87,29 @@ def test_a_run_that_is_killed_gives_the_bits_of_an_undisturbed_one(
     assert found["kills"] >= 6
 
 
+def check_async(found: dict[str, Any]) -> None:
+    """Not the bits, which depend on who answers when; but every step, and every update once."""
+    assert [number for number, _ in found["counted"]] == list(range(1, ROUNDS + 1))
+    assert [len(clients) for _, clients in found["counted"]] == [ASYNC.rounds.buffer] * ROUNDS
+    assert found["lost"] == [], "whatever was written down is used"
+    assert found["left"] == 0
+
+
+def test_an_asynchronous_run_that_is_killed_keeps_its_steps_and_counts_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    found = run_script("async", 12, tmp_path, 120)
+    check_async(found)
+    assert found["kills"] >= 12
+
+
+@pytest.mark.chaos
+def test_an_asynchronous_run_is_killed_fifty_times(tmp_path: Path) -> None:
+    found = run_script("async", 50, tmp_path, 280)
+    check_async(found)
+    assert found["kills"] >= 50
+
+
 @pytest.mark.chaos
 def test_a_run_that_is_killed_fifty_times_gives_the_bits_of_an_undisturbed_one(
     tmp_path: Path,
@@ -92,8 +124,8 @@ def test_a_run_that_is_killed_fifty_times_gives_the_bits_of_an_undisturbed_one(
 # Playing
 
 
-def play(folder: Path) -> None:
-    """Both sides of the job, from where their folders stand."""
+def play(folder: Path, job: Job = JOB) -> None:
+    """Both sides of a job, from where their folders stand."""
     from conftest import INITIAL, FakeLink
 
     class Link(FakeLink):
@@ -109,17 +141,36 @@ def play(folder: Path) -> None:
 
             return answer_once(plan, outbox, answer)
 
+        def exchange(self, outgoing: Any, *, closed: Any = never) -> Any:
+            if job is JOB:
+                yield from super().exchange(outgoing, closed=closed)
+                return
+            # Whoever was asked last answers first: some updates are old when they come.
+            waiting: list[Any] = []
+            for message in outgoing:
+                if message is not None:
+                    waiting.append(message)
+                    continue
+                reached("plans out")
+                last = waiting.pop(-1 if len(waiting) % 2 else 0)
+                answer = self._answer(last.client, last.blob)
+                noted = unpack_plan(last.blob, max_bytes=10**6)[0].nonce
+                yield last.client, answer
+                # The round loop has gone on: it has this one in its journal.
+                with (folder / "handed-over").open("a") as file:
+                    file.write(f"{noted}\n")
+
     def order(clients: list[str]) -> list[str]:
         reached("plans out")
         return clients[::-1]
 
-    link = Link(JOB, CLIENTS, memory=folder / "memory", order=order)
+    link = Link(job, CLIENTS, memory=folder / "memory", order=order)
     with Journal(folder / "journal", keep_tensors=0, keep_answers=True) as journal:
         journal._db.set_trace_callback(
             lambda sql: reached("commit within") if sql.startswith("DELETE FROM answers") else None
         )
         run_rounds(
-            JOB, ParamSpec.of(INITIAL), INITIAL, link, journal, lambda report: None,
+            job, ParamSpec.of(INITIAL), INITIAL, link, journal, lambda report: None,
             lambda tensors, offset: {},
         )  # fmt: skip
 
@@ -202,6 +253,7 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
     assert not killed(lambda: play(folder / "undisturbed"), ("never", 1))
     whole = time.monotonic() - started
     died = 0
+    job = ASYNC if kind == "async" else JOB
     while died < kills:
         place = folder / f"disturbed-{died}"
         place.mkdir()
@@ -210,19 +262,23 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
             at: tuple[str, int] | float
             if dead_here >= kills:
                 at = ("never", 1)
-            elif kind == "points":
+            elif kind == "points" or (kind == "async" and dead_here % 3):
                 point = POINTS[dead_here % len(POINTS)]
                 at = (point, rng.randint(1, 6))
             else:
                 at = rng.uniform(0.0, whole / 4)
-            if not killed(lambda place=place: play(place), at):
+            if not killed(lambda place=place: play(place, job), at):
                 break
             dead_here += 1
         died += dead_here
-        assert bits(place) == bits(folder / "undisturbed"), f"after {dead_here} kills"
+        if job is JOB:
+            assert bits(place) == bits(folder / "undisturbed"), f"after {dead_here} kills"
     with Journal(place / "journal", keep_tensors=0) as journal:
         rows = journal._db.execute("SELECT round, client FROM updates ORDER BY round").fetchall()
-        left = len(journal.kept_answers(JOB.hash()))
+        left = len(journal.kept_answers(job.hash()))
+        over = place / "handed-over"
+        nonces = over.read_text().split() if over.exists() else []
+        lost = [nonce for nonce in nonces if not journal.counted(nonce)]
     numbers = sorted({round for round, _ in rows})
     return {
         "kills": died,
@@ -230,6 +286,7 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
         "undisturbed": bits(folder / "undisturbed"),
         "counted": [[n, [client for round, client in rows if round == n]] for n in numbers],
         "left": left,
+        "lost": lost,
     }
 
 
