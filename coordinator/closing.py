@@ -28,15 +28,13 @@ class Played:
     roles: Roles
     answers: Answers
     clients: int
-    """That were asked to train."""
+    """As in `RoundReport`."""
     started: float
     fitted: float
     """When the last update was there; both by the run's clock."""
     notes: list[str]
     settled: Iterable[str]
     """Nonces that nothing more is expected of."""
-    staleness: tuple[int, ...] = ()
-    """Of the merged updates, where rounds are asynchronous."""
 
 
 def close_round(

@@ -27,7 +27,7 @@ class RoundReport:
     evaluation_bytes: int
     """Both ways, for tests on the clients' held-out samples; not part of the other two."""
     clients: int
-    """Asked to train."""
+    """Asked to train; in asynchronous rounds, heard of."""
     updates: int
     """Merged."""
     samples: int

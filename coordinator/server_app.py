@@ -90,6 +90,7 @@ class FlowerLink:
         self._nodes: dict[str, int] = {}
         self._said: dict[str, Readiness] = {}
         self._owed: dict[str, _Sent] = {}
+        self._open: list[dict[str, _Sent]] = []
         if names is None:
             nodes = self._wait_for_nodes(clients, join_timeout_s)
             self._learn_names(nodes, join_timeout_s)
@@ -102,14 +103,14 @@ class FlowerLink:
     def survey(self, job: str) -> Mapping[str, Readiness]:
         """See `Link.survey`.
 
-        In a deployment whoever has left an earlier message unanswered is at work on it, as far as
-        can be known, and is neither asked nor waited for: a slow device holds up nobody.
+        In a deployment whoever has not answered an earlier message is at work on it, as far as can
+        be known, and is neither asked nor waited for: a slow device holds up nobody.
         """
         if self._registered is None:
             return dict(self._said)
         self._nodes = _by_name(self._registered(), online := frozenset(self._grid.get_node_ids()))
         self._hear_the_late(online)
-        at_work = {sent.node for sent in self._owed.values()}
+        at_work = {sent.node for sents in (self._owed, *self._open) for sent in sents.values()}
         said, asked = {}, {}
         for client, node in self._nodes.items():
             if node not in online:
@@ -219,6 +220,7 @@ class FlowerLink:
         """Push messages as the window allows, and give each one's reply, keyed as it was."""
         waiting: dict[str, _Sent] = {}
         exhausted = False
+        self._open.append(waiting)
         try:
             while (waiting or not exhausted) and not closed():
                 self._tick()
@@ -247,9 +249,10 @@ class FlowerLink:
                     sent = self._owed[message_id] = waiting.pop(message_id)
                     reason = f"expected an answer within {timeout_s:g} s, none came"
                     yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-                if waiting and not heard:
+                if not heard and (waiting or not exhausted):
                     time.sleep(self._poll_s)
         finally:
+            self._open = [other for other in self._open if other is not waiting]
             self._owed.update(waiting)
 
     def _replies(self, waiting: dict[str, _Sent]) -> Iterator[tuple[_Sent, Message]]:
