@@ -58,6 +58,18 @@ class Counted:
             yield part
 
 
+class _Cut:
+    """A download that ends early."""
+
+    def __init__(self, part: Any, most: int) -> None:
+        self.first, self.size, self._part, self._left = part.first, part.size, part, most
+
+    def read(self, most: int) -> bytes:
+        data: bytes = self._part.read(min(most, self._left))
+        self._left -= len(data)
+        return data
+
+
 def test_bundle_is_fetched_once_and_opened_as_signed(
     served: Any, device: Any, job: str, tmp_path: Path
 ) -> None:
@@ -99,27 +111,11 @@ def test_fetch_that_is_given_up_goes_on_the_next_time(
     size = (served.deployment.folder / "bundles" / job / BACKBONE_FILE).stat().st_size
 
     @contextlib.contextmanager
-    def broken(job: str, name: str, **options: Any) -> Iterator[Any]:
-        with gateway.download(job, name, **options) as part:
-            yield _Cut(part, size // 2) if name == BACKBONE_FILE and not options["first"] else part
-        if name == BACKBONE_FILE and options["first"]:
-            raise CoordinatorUnreachableError("gone")
-
-    class _Cut:
-        def __init__(self, part: Any, most: int) -> None:
-            self.first, self.size, self._part, self._left = part.first, part.size, part, most
-
-        def read(self, most: int) -> bytes:
-            data: bytes = self._part.read(min(most, self._left))
-            self._left -= len(data)
-            return data
-
-    @contextlib.contextmanager
     def gone(job: str, name: str, **options: Any) -> Iterator[Any]:
         if name == BACKBONE_FILE and options["first"]:
             raise CoordinatorUnreachableError("gone")
-        with broken(job, name, **options) as part:
-            yield part
+        with gateway.download(job, name, **options) as part:
+            yield _Cut(part, size // 2) if name == BACKBONE_FILE else part
 
     with pytest.raises(CoordinatorUnreachableError, match="gone"):
         cache(tmp_path, tries=2).get(job, signer(device), gone)
