@@ -42,59 +42,11 @@ def jobs(tiny_job: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def simulated(job: Any, folder: Path, devices: Mapping[str, Path]) -> Mapping[str, np.ndarray]:
-    """The tensors of the same job over the same clients, in this process, one after another."""
-    from client_sdk.memory import FolderMemory
-    from client_sdk.participant import prepared
-    from client_sdk.settings import Settings
-    from client_sdk.split import respond_split
-    from client_sdk.updates import respond
-    from coordinator.journal import Journal
-    from coordinator.onnx_body import OnnxBody
-    from coordinator.rounds import run_rounds
-    from coordinator.server_app import FlowerLink
-    from edge_runtime.bundle import open_bundle
-    from edge_runtime.split_trainer import SplitTrainer
-    from edge_runtime.trainer import OnnxTrainer
-    from simulations.backends.prepared import PreparedClient
-    from simulations.backends.sequential import SequentialClients
-    from simulations.backends.split import local_body
-    from simulations.grid import InProcessGrid
-
-    bundle = open_bundle(folder / "bundle", public_key=None)
-    memory = folder.parent / f"memory-{folder.name}"
-    clients = []
-    for name, source in devices.items():
-        data = prepared(Settings(data=str(source)), bundle)
-        kept = FolderMemory.of(memory, name)
-        clients.append(PreparedClient(id=name, fit=data.fit, held_out=data.held_out, memory=kept))
-    first = bundle.initial()
-    answer, trainer = respond, OnnxTrainer(bundle)
-    if bundle.manifest.split is not None:
-        body = local_body(OnnxBody(folder / "body"), bundle.manifest.split, most_rows=256)
-        trainer = SplitTrainer(bundle, body)
-
-        def answer(plan: bytes, **given: Any) -> bytes:
-            from contextlib import nullcontext
-
-            return respond_split(plan, connect=lambda _: nullcontext([body]), **given)
-
-    serve = SequentialClients(bundle.manifest, first, trainer, clients, answer=answer).serve
-    link = FlowerLink(InProcessGrid(list(devices), serve), clients=len(clients))
-    spec = bundle.manifest.shared
-    with Journal(folder.parent / f"{folder.name}.sqlite") as journal:
-        result = run_rounds(
-            job, spec, {name: first[name] for name in spec.names}, link, journal,
-            lambda report: None, lambda tensors, offset: {}, pairs=bundle.manifest.pairs,
-        )  # fmt: skip
-    return result.tensors
-
-
 def test_three_jobs_over_three_devices(
     ward: Any,
     digits: Callable[..., Path],
     tiny_job: Callable[..., Any],
-    tmp_path: Path,
+    simulated: Callable[..., Mapping[str, np.ndarray]],
     record_property: Callable[[str, object], None],
 ) -> None:
     from safetensors.numpy import load_file

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,9 @@ def test_what_was_submitted_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(runner, "HttpGrid", lambda **_: grid)
     monkeypatch.setattr(runner, "context_from_proto", lambda _: context)
     monkeypatch.setattr(runner, "run_from_proto", lambda _: run)
-    monkeypatch.setattr(runner, "fab_from_proto", lambda _: Fab("0" * 64, content, {}))
+    monkeypatch.setattr(
+        runner, "fab_from_proto", lambda _: Fab(sha256(content).hexdigest(), content, {})
+    )
     monkeypatch.setattr(runner, "register_signal_handlers", lambda **_: None)
     monkeypatch.setattr(runner, "flwr_exit", lambda **given: ended.append(given["code"]))
     monkeypatch.setattr(runner, "HeartbeatSender", lambda beat: _Quiet())
