@@ -261,6 +261,8 @@ class FlowerLink:
                 for sent, reply in self._replies(waiting):
                     heard = True
                     yield sent.key, _failure_of(reply, sent) or reply
+                    if self._registered is None and closed():
+                        return  # the next reply has yet to be worked for
                 for message_id, reason in self._given_up(waiting, timeout_s, absent):
                     sent = self._owed[message_id] = waiting.pop(message_id)
                     yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
