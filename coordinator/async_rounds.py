@@ -83,7 +83,11 @@ class AsyncRounds:
                         if self._number == last:
                             break
                         self._close()
-            self._close()
+                        self._look_again()
+                        self._begin()
+            # A step that nobody could be asked in has not been taken: it waits.
+            if self._heard:
+                self._close()
         return self._state
 
     def _begin(self) -> None:
@@ -202,11 +206,10 @@ class AsyncRounds:
         fitted = run.clock()
         ages = self._merge()
         after, notes = self._step.finish(self._state, share=1.0)
-        if ages:
+        if self._number == 1:
             notes.append(
-                f"asynchronous: mean of {len(ages)} updates by "
-                f"{run.job.aggregation.weighting} x (1 + staleness)^-{rounds.staleness_exponent:g},"
-                f" staleness mean {sum(ages) / len(ages):.2f}, max {max(ages)}"
+                "asynchronous: a step adds the mean of its updates, each weighted by "
+                f"{run.job.aggregation.weighting} x (1 + staleness)^-{rounds.staleness_exponent:g}"
             )
         if self._number == rounds.count and self._at_work:
             notes.append(f"{len(self._at_work)} clients were still at work at the end")
@@ -219,15 +222,13 @@ class AsyncRounds:
             fitted=fitted,
             notes=notes,
             settled=self._settled,
+            staleness=ages,
         )
         close_round(run, played, after, busy=self._at_work.keys())
         self._state = after
         self._number += 1
         if self._number <= rounds.count:
             self._open()
-            if self._at_work:
-                self._look_again()
-                self._begin()
 
     def _merge(self) -> list[int]:
         """Merge the buffer, in the order in which it was filled; the ages of what is in it."""

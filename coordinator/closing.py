@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aggregation.mergers import Roles
@@ -35,6 +35,8 @@ class Played:
     notes: list[str]
     settled: Iterable[str]
     """Nonces that nothing more is expected of."""
+    staleness: Sequence[int] = ()
+    """Of each merged update, where rounds are asynchronous."""
 
 
 def close_round(
@@ -82,6 +84,8 @@ def close_round(
         selected=fit.selected,
         stream_up_bytes=stream_up,
         stream_down_bytes=stream_down,
+        staleness_mean=sum(ages) / len(ages) if (ages := played.staleness) else None,
+        staleness_max=max(ages) if ages else None,
         note="; ".join(notes),
     )
     run.journal.commit_round(

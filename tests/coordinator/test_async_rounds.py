@@ -29,6 +29,7 @@ from coordinator.sections import (
     TrainingSection,
     UpdateSection,
 )
+from coordinator.watch import Unattended
 from protocol.plan import unpack_plan
 from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
@@ -146,6 +147,8 @@ def oracle(
         ({"staleness_exponent": 1.0, "max_staleness": 1}, "samples"),
         ({"buffer": 1, "concurrency": 3}, "samples"),
         ({"buffer": 25}, "uniform"),
+        ({"buffer": 2, "concurrency": 1}, "samples"),
+        ({"buffer": 3, "concurrency": 3}, "uniform"),
     ],
 )
 @pytest.mark.parametrize("keep", [True, False])
@@ -169,9 +172,9 @@ def test_steps_are_those_of_the_algorithm(
         np.testing.assert_allclose(result.tensors[name], value, rtol=1e-5, atol=1e-6)
     assert [report.updates for report in reports] == [job.rounds.buffer] * job.rounds.count
     for report, of_step in zip(reports, ages, strict=True):
-        mean = sum(of_step) / len(of_step)
-        assert f"staleness mean {mean:.2f}, max {max(of_step)}" in report.note
-        assert f"mean of {len(of_step)} updates by {weighting} x (1 + staleness)^-" in report.note
+        assert report.staleness_mean == pytest.approx(sum(of_step) / len(of_step))
+        assert report.staleness_max == max(of_step)
+    assert f"the mean of its updates, each weighted by {weighting} x" in reports[0].note
     if job.rounds.concurrency:
         assert link.most == job.rounds.concurrency
     else:
@@ -180,7 +183,8 @@ def test_steps_are_those_of_the_algorithm(
         late = [r for report in reports for r in report.rejections]
         assert late and all(r.code == RejectionCode.LATE for r in late)
         assert "rounds.max_staleness allows 1" in late[0].reason
-    assert max(age for step in ages for age in step) >= (0 if job.rounds.max_staleness else 1)
+    oldest = max(age for step in ages for age in step)
+    assert oldest == 0 if job.rounds.concurrency == 1 else oldest >= 1
 
 
 def test_slow_devices_hold_up_no_step(
@@ -286,6 +290,38 @@ def test_whoever_comes_later_is_asked_from_the_next_step_on(
     assert [r.client for report in reports for r in report.rejections] == ["c0"]
     assert not {"c8", "c9"} & set(asked[:15]) and {"c8", "c9"} <= set(asked)
     assert "c0" in asked[:15] and "c0" not in asked[-15:]
+
+
+def test_a_step_waits_when_all_have_gone(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    job = replace(JOB, rounds=replace(ROUNDS, count=3, buffer=1, concurrency=1, min_clients=4))
+    link = AsyncLink(make_link(job, CLIENTS))
+    waited: list[tuple[int, int, int]] = []
+
+    class Looking(Unattended):
+        def waits(self, round: int, have: int, need: int, why: Mapping[str, str]) -> None:
+            waited.append((round, have, need))
+            link.away = set(list(CLIENTS)[: len(link.away) - 3])
+
+    survey = link.survey
+
+    surveyed_after: set[int] = set()
+
+    def leaving(job: str) -> Mapping[str, Readiness]:
+        # After each answer everybody leaves before the survey, and they come back in time.
+        if link.log and len(link.log) not in surveyed_after:
+            surveyed_after.add(len(link.log))
+            link.away = set(CLIENTS)
+        return survey(job)
+
+    link.survey = leaving  # type: ignore[method-assign]
+    _, reports = play(
+        job, link, initial, tmp_path / "j", watch=Looking(), pause=lambda seconds: None
+    )
+    assert [report.updates for report in reports] == [1, 1, 1], "no step is spent on nobody"
+    assert {number for number, _, _ in waited} == {2, 3}
+    assert all(have < need == 4 for _, have, need in waited)
 
 
 @pytest.mark.parametrize("crash_after", [3, 17, 18, 19, 20, 21, 22, 40])

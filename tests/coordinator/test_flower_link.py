@@ -162,6 +162,24 @@ def test_answers_that_came_together_with_the_last_one_are_not_waited_for_again()
     assert all(readiness.ready for readiness in link.survey(JOB).values())
 
 
+def test_a_device_that_is_gone_for_long_is_not_waited_for() -> None:
+    grid = Devices()
+    link = link_of(grid, gone_s=0.1)
+    link.survey(JOB)
+    answers = link.exchange([Outgoing(name, "fit", b"plan") for name in ("press-1", "lathe")])
+    assert next(answers)[0] == "press-1"
+    grid.online = {2, 3}
+    grid.ready = lambda message: message.metadata.dst_node_id != 4
+    answers = link.exchange([Outgoing(name, "fit", b"plan") for name in ("press-1", "lathe")])
+    found = dict(answers)
+    assert found["press-1"] == b"plan"
+    reason = "it has not been connected for 0.1 s"
+    assert found["lathe"] == Failure(code=RejectionCode.NO_REPLY, reason=reason)
+    link.survey(JOB)
+    ((_, failure),) = link.exchange([Outgoing("lathe", "fit", b"plan")])
+    assert failure == Failure(code=RejectionCode.NO_REPLY, reason="it is not connected")
+
+
 def test_an_answer_that_another_node_sent_is_a_failure() -> None:
     class Forging(Devices):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
