@@ -21,6 +21,7 @@ from client_sdk import supernode
 from client_sdk.conditions import Conditions
 from client_sdk.device import Device
 from client_sdk.errors import DeniedError, IdentityError, RunningError, SettingsError
+from client_sdk.gateway import Gateway
 from client_sdk.identity import Identity
 from client_sdk.settings import Settings
 
@@ -143,6 +144,16 @@ def test_a_coordinator_that_is_away_is_waited_for(
         eventually(lambda: "is the coordinator up" in caplog.text)
         assert starts(device) == 0
     assert "trying again in" in caplog.text
+
+
+def test_clock_that_is_nearly_off_is_worth_a_word(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supernode, "_PROGRAM", STARTED + "time.sleep(100)")
+    monkeypatch.setattr(Gateway, "check", lambda self: -60.0)
+    with running(device):
+        eventually(lambda: starts(device))
+    assert "clock off by 60 s: this device is behind of the coordinator" in caplog.text
 
 
 def test_certificate_is_renewed_while_supernode_goes_on(

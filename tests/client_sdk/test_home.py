@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,20 @@ def test_leaving_removes_all_that_was_made(home: Home) -> None:
     home.leave()
 
 
-def test_leaving_goes_on_where_it_was_cut_off_and_leaves_what_is_others(home: Home) -> None:
-    (home.folder / ".work.gone" / "outbox").mkdir(parents=True)
+def test_leaving_leaves_what_is_others(home: Home) -> None:
+    home.note("work", {})
     (home.folder / "notes").write_text("mine")
+    (home.work / "more").write_text("mine")
     home.leave()
-    assert os.listdir(home.folder) == ["notes"]
+    assert sorted(os.listdir(home.folder)) == ["notes", "work"]
+    assert os.listdir(home.work) == ["more"]
+
+
+@pytest.mark.parametrize("name", ["settings.json", "coordinator.json", "work"])
+def test_what_was_there_before_is_not_written_over(served: Any, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text("mine")
+    with pytest.raises(IdentityError, match=rf"{name}: expected nothing of that name"):
+        served.enrolled(mine)
+    assert os.listdir(mine) == [name] and (mine / name).read_text() == "mine"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from aggregation.codecs import codec_named
+from client_sdk import participant as module
 from client_sdk.conditions import Conditions
 from client_sdk.errors import DataError, NotNowError, PlanError, SettingsError
 from client_sdk.home import Home
@@ -140,6 +141,18 @@ def test_whatever_is_wrong_is_a_reason(device: Any, job: str, served: Any, sourc
     assert "data cannot be read" in asked(device, job).reason
     served.deployment.enrolment.revoke(device.membership.device)
     assert "revoked" in asked(device, "cd" * 32).reason
+
+
+def test_what_nobody_foresaw_is_a_reason_without_its_words(
+    device: Any, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **options: Any) -> Any:
+        raise ValueError("rare disease")
+
+    monkeypatch.setattr(module, "prepare", broken)
+    found = asked(device, job)
+    assert not found.ready and found.reason.startswith("ValueError; its own status")
+    assert "rare disease" in device.home.last()["survey"]["refused"]
 
 
 def test_plan_that_is_none_or_anothers_is_refused(device: Any, job: str, make_bundle: Any) -> None:
