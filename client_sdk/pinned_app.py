@@ -10,6 +10,7 @@ is there is Flower's own, which waits for messages and starts the client.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -54,11 +55,27 @@ def run_pinned(app: Callable[[], ClientApp]) -> None:
     Raises: RuntimeError where Flower's runner is not the one that this was written for: a device
     then runs nothing rather than somebody's code.
     """
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
     from flwr.supernode.runtime import run_clientapp as runner
 
     pin(runner, app)
-    flwr_clientapp()
+    # What Flower's own command does. That one lies in a package which loads all of SuperNode with
+    # it, its database too: a second for every message.
+    parser = argparse.ArgumentParser(prog=COMMAND)
+    parser.add_argument("--runtime-api-address", required=True)
+    add_args_flwr_app_common(parser=parser)
+    given = parser.parse_args()
+    runner.run_clientapp(
+        runtime_api_address=given.runtime_api_address,
+        token=try_obtain_flwr_app_token(given),
+        insecure=given.insecure,
+        certificates=validate_and_resolve_root_certificates(
+            given.root_certificates, given.insecure
+        ),
+        parent_pid=given.parent_pid,
+        runtime_dependency_install=False,
+    )
 
 
 def pin(runner: ModuleType, app: Callable[[], ClientApp]) -> None:

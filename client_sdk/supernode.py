@@ -55,7 +55,7 @@ class SuperNode:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _PROGRAM, *self._arguments()],
                 cwd=self._home.flower,
-                env=self._environment(),
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 preexec_fn=_DieWithParent(),
@@ -101,7 +101,8 @@ class SuperNode:
             *("--host", _LOOPBACK, "--port", str(_free_port())),
         ]
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Of SuperNode and of all that it starts; its PATH is a folder of two commands."""
         commands = command_folder(self._home.flower.absolute() / "commands", _MODULE)
         not_by_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY", ""), _LOOPBACK)))
         return {

@@ -41,6 +41,7 @@ FLWR_FILES = {
     "client_sdk/pinned_app.py",
     "simulations/grid.py",
     "simulations/backends/ray.py",
+    "simulations/benchmarks/node_runtime.py",
 }
 TORCH_PLACES = (
     "tuning/",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -80,14 +80,14 @@ def _watch(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> tuple[in
     # Ray's processes may outlive their parent and lose it: whoever was in the tree once stays in.
     tree: set[int] = set()
     while process.poll() is None:
-        tree = _tree(process.pid, tree)
-        sizes = [size for size in map(_pss, tree) if size]
+        tree = tree_of(process.pid, tree)
+        sizes = [size for size in map(pss_bytes, tree) if size]
         peak, most = max(peak, sum(sizes)), max(most, len(sizes))
         time.sleep(SAMPLE_EVERY_S)
     return peak, most
 
 
-def _tree(root: int, before: set[int]) -> set[int]:
+def tree_of(root: int, before: Collection[int] = ()) -> set[int]:
     """`root`, its descendants, those of `before` that still live, and theirs."""
     children: dict[int, list[int]] = {}
     alive = set()
@@ -102,7 +102,7 @@ def _tree(root: int, before: set[int]) -> set[int]:
         alive.add(int(entry.name))
         children.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
-    waiting = [root, *(before & alive)]
+    waiting = [root, *alive.intersection(before)]
     while waiting:
         number = waiting.pop()
         if number not in found:
@@ -111,8 +111,8 @@ def _tree(root: int, before: set[int]) -> set[int]:
     return found
 
 
-def _pss(number: int) -> int:
-    """Bytes; 0 for a process that has ended."""
+def pss_bytes(number: int) -> int:
+    """A process's proportional set size; 0 for a process that has ended."""
     try:
         for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
