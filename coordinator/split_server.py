@@ -54,7 +54,9 @@ class Limits:
     rows_together: int = 256  # samples of one pass
     sessions: int = 1_000  # streams at once
     handshake_s: float = 10.0  # from a connection's begin to the end of the TLS handshake
-    idle_s: float = 20.0  # that a connection has no stream
+    idle_s: float = 12.0
+    """That a connection has no stream. gRPC looks as often as that, give or take a tenth, and ends
+    those that had none since it looked last: it may take twice as long."""
     open_s: float = 10.0  # from a stream's begin to its `open`
     message_s: float = 60.0  # from an answer to the next message
     resume_s: float = 60.0  # that a session outlives its stream
@@ -163,7 +165,9 @@ class SplitServer:
     """Sessions over gRPC. Use as an async context manager; `port` is known inside.
 
     `admit` says whether a session is expected. With `credentials` the peer's certificate must name
-    the client as its common name; without, connections are plain, for tests on one machine.
+    the client as its common name; without, connections are plain, for tests on one machine. That
+    TLS is 1.3 and no other cannot be said here: the process's environment says it, see
+    `coordinator.up.parts_of`.
     """
 
     def __init__(

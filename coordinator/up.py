@@ -48,12 +48,20 @@ def run_deployment(folder: Path) -> None:
         _write_server(deployment, "gateway", deployment.settings.addresses)
     superlink.prepare()
     write_program(superlink_programs(folder))
-    parts = [
-        Command(name=part, argv=[sys.executable, "-m", "coordinator.up", part, str(folder)])
+    # The other way round SuperLink would wait for the gateway's connections when it stops.
+    Supervisor([superlink.command(), *parts_of(folder)], folder / "logs").run()
+
+
+def parts_of(folder: Path) -> list[Command]:
+    """How what is ours of a deployment is started."""
+    return [
+        Command(
+            name=part,
+            argv=[sys.executable, "-m", "coordinator.up", part, str(folder)],
+            environment=_ENVIRONMENT.get(part, {}),
+        )
         for part in _PARTS
     ]
-    # The other way round SuperLink would wait for the gateway's connections when it stops.
-    Supervisor([superlink.command(), *parts], folder / "logs").run()
 
 
 def superlink_of(deployment: Deployment) -> SuperLink:
@@ -254,6 +262,13 @@ _PARTS: Final[Mapping[str, Callable[[Path], None]]] = {
     "gateway": serve_gateway,
     "jobs": _serve_jobs,
     "split": _serve_split,
+}
+
+# gRPC's Python knows no setting for versions of TLS, and takes 1.2 as well. The ciphers that this
+# names are those of 1.2 alone: the one that is left there wants an RSA certificate, and ours are of
+# another kind. It is read when gRPC is loaded, so it has to stand in the process's environment.
+_ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
+    "split": {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"},
 }
 
 if __name__ == "__main__":

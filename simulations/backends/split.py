@@ -109,9 +109,9 @@ class Loopback:
         self._port = 0
 
     def __enter__(self) -> Loopback:
-        from simulations.throwaway import Authority
+        from simulations.throwaway import ThrowAway
 
-        self.authority = Authority()
+        self.authority = ThrowAway()
         self._thread.start()
         if not self._up.wait(30):
             raise TimeoutError("the split server on loopback did not come up within 30 s")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedloom bench device`: a device's process, its training step and its predictions."""
+"""`fedloom bench device`: a device's processes, its training step and its predictions."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from simulations.benchmarks.device_idle import device_idle_mb
+from simulations.benchmarks.device_round import device_round_seconds
 from simulations.benchmarks.device_start import device_start
 from simulations.benchmarks.device_step import SMALL, device_step_ratio
 from simulations.benchmarks.figure import Figure
@@ -20,11 +22,13 @@ from simulations.progress import ProgressListener
 
 
 def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
-    """All ten. `quick` repeats less and leaves the ViT-B/16 out, and says so."""
+    """All twelve. `quick` repeats less and leaves the ViT-B/16 out, and says so."""
     exact = (batch_invariance, pool_of_one, folded_ssf)
     if not quick:
         return [
             *device_start(progress),
+            device_idle_mb(progress),
+            device_round_seconds(progress),
             device_step_ratio(progress),
             *(measure(progress) for measure in exact),
             *parameters(progress),
@@ -34,6 +38,8 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
     few = replace(SMALL, repetitions=2)
     found = [
         *device_start(progress, repetitions=1),
+        device_idle_mb(progress, samples=1),
+        device_round_seconds(progress, repetitions=1),
         device_step_ratio(progress, small=few, base=None),
         *(measure(progress) for measure in exact),
         *parameters(progress),

@@ -106,7 +106,7 @@ def node_runtime() -> Iterator[NodeRuntime]:
     quiet = logging.getLogger("flwr").level
     logging.getLogger("flwr").setLevel(logging.ERROR)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(factory), host="127.0.0.1", port=0, log_level="error")
+        uvicorn.Config(create_app(factory), host="127.0.0.1", port=0, log_level="error", ws="none")
     )
     thread = threading.Thread(target=server.run, name="node-runtime", daemon=True)
     thread.start()

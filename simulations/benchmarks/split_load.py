@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split server under load: many devices at once, and uploads that never end."""
+"""A split server under load: many devices at once, and connections that never go on."""
 
 from __future__ import annotations
 
-import socket
-import ssl
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Final
 
 import numpy as np
 
 from client_sdk.split_body import RemoteBody
 from simulations.benchmarks.figure import Figure, figure
+from simulations.benchmarks.half_open import KINDS, Held, Kind, half_open
 from simulations.benchmarks.split_exact import split_job
 from simulations.benchmarks.split_serving import THREADS, Served, made, serving
 from simulations.progress import ProgressListener
+
+GONE_S: Final = 30.0
 
 
 def split_batching_ratio(
@@ -87,15 +88,67 @@ def slow_loris_p99_ms(
 ) -> Figure:
     """`slow_loris_p99_ms`: how much longer the 99th percentile of an honest client's steps takes
     while uploads hang that were begun and never ended."""
+    with _honest(backbone, steps) as (served, percentile):
+        progress.stage("split: an honest client alone")
+        percentile()
+        idle = percentile()
+        progress.stage(f"split: {uploads} half-open uploads")
+        with _hanging(served, uploads, ("upload",)) as held:
+            hanging, beside = held.left, percentile()
+    return figure(
+        "slow_loris_p99_ms",
+        beside - idle,
+        unit="ms",
+        target="<= 50",
+        note=f"{idle:.1f} ms alone, {beside:.1f} ms beside {hanging} half-open uploads under TLS",
+    )
+
+
+def half_open_p99_ms(
+    progress: ProgressListener,
+    *,
+    backbone: Path | None = None,
+    connections: int = 1_000,
+    steps: int = 200,
+) -> Figure:
+    """`half_open_p99_ms`: as `slow_loris_p99_ms`, beside connections that stop before their first
+    message; it holds only where the server has ended all of them within half a minute."""
+    with _honest(backbone, steps) as (served, percentile):
+        progress.stage("split: an honest client alone")
+        percentile()
+        idle = percentile()
+        progress.stage(f"split: {connections} half-open connections")
+        with _hanging(served, connections, KINDS) as held:
+            begun, beside = held.left, percentile()
+            after = held.left
+            gone = held.wait(2 * GONE_S)
+    longest = max(map(held.longest, held.opened))
+    made = figure(
+        "half_open_p99_ms",
+        beside - idle,
+        unit="ms",
+        target="<= 50",
+        note=f"{idle:.1f} ms alone, {beside:.1f} ms beside {after} to {begun} connections "
+        f"({', '.join(f'{many} {kind}' for kind, many in held.opened.items())}); "
+        + (
+            f"each gone within {longest:.1f} s, at most {GONE_S:.0f}"
+            if gone
+            else f"{held.left} are still there after {2 * GONE_S:.0f} s"
+        ),
+    )
+    return made if gone and longest <= GONE_S else replace(made, holds=False)
+
+
+@contextmanager
+def _honest(backbone: Path | None, steps: int) -> Iterator[tuple[Served, Callable[[], float]]]:
+    """A server, and what measures an honest client's steps: their 99th percentile in ms."""
     with (
         made(split_job(backbone, cut="private" if backbone is None else "1+0")) as job,
-        ExitStack() as stack,
+        serving(job, engine="torch") as served,
+        served.body(job.spec, "honest") as body,
     ):
-        spec = job.spec
-        served = stack.enter_context(serving(job, engine="torch"))
-        body = stack.enter_context(served.body(spec, "honest"))
         rng = np.random.default_rng(0)
-        hidden = rng.standard_normal((4, *spec.entering.shape), dtype=np.float32)
+        hidden = rng.standard_normal((4, *job.spec.entering.shape), dtype=np.float32)
 
         def percentile() -> float:
             seconds = []
@@ -106,55 +159,13 @@ def slow_loris_p99_ms(
                 seconds.append(time.perf_counter() - began)
             return 1000 * float(np.percentile(seconds, 99))
 
-        progress.stage("split: an honest client alone")
-        percentile()
-        idle = percentile()
-        progress.stage(f"split: {uploads} half-open uploads")
-        hanging = stack.enter_context(half_open(served, uploads))
-        beside = percentile()
-    return figure(
-        "slow_loris_p99_ms",
-        beside - idle,
-        unit="ms",
-        target="<= 50",
-        note=f"{idle:.1f} ms alone, {beside:.1f} ms beside {hanging} half-open uploads under TLS",
-    )
+        yield served, percentile
 
 
 @contextmanager
-def half_open(served: Served, count: int) -> Iterator[int]:
-    """Connections with a client's certificate that begin a message and never end it; how many."""
-    pair = served.authority.pair("mallory")
-    context = ssl.create_default_context(cadata=served.authority.certificate.decode())
-    context.check_hostname = False
-    context.set_alpn_protocols(["h2"])
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in (("key", pair.key), ("certificate", pair.certificate)):
-            (Path(folder) / name).write_bytes(text)
-        context.load_cert_chain(Path(folder) / "certificate", Path(folder) / "key")
-    open_sockets: list[socket.socket] = []
-    lock = threading.Lock()
-
-    def hang(_: int) -> None:
-        try:
-            plain = socket.create_connection(("127.0.0.1", served.port), timeout=30)
-            secure = context.wrap_socket(plain, server_hostname="server")
-            # HTTP/2's preface, its settings, and the first bytes of a frame that stays unfinished.
-            secure.sendall(
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-                + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-                + b"\x00\x40\x00\x00\x00\x00\x00\x00\x01"
-                + b"\x00" * 16
-            )
-        except OSError:
-            return
-        with lock:
-            open_sockets.append(secure)
-
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(hang, range(count)))
-        yield len(open_sockets)
-    finally:
-        for each in open_sockets:
-            each.close()
+def _hanging(served: Served, count: int, kinds: Sequence[Kind]) -> Iterator[Held]:
+    """Connections of a member's that stop halfway."""
+    pair = served.authority.device("mallory")
+    root = served.authority.certificate
+    with half_open(served.port, root, pair.key, pair.certificate, count=count, kinds=kinds) as held:
+        yield held

@@ -22,7 +22,7 @@ from protocol.signing import new_key
 from protocol.split import SplitSpec, largest_message
 from protocol.stream import Open
 from simulations.setup import load_job_data
-from simulations.throwaway import Authority
+from simulations.throwaway import ThrowAway
 from tuning.recipe import Recipe
 from tuning.split_compiler import SplitCompiled, compile_split
 
@@ -79,7 +79,7 @@ def serve(served: _Served, pipe: Any) -> None:
 class Served:
     """A server in a process of its own, and what its clients need to reach it."""
 
-    def __init__(self, port: int, authority: Authority) -> None:
+    def __init__(self, port: int, authority: ThrowAway) -> None:
         self.port = port
         self.authority = authority
 
@@ -101,8 +101,8 @@ class Served:
 @contextmanager
 def serving(made: Made, *, engine: str) -> Iterator[Served]:
     """A server of the job's body; torch or onnxruntime computes it."""
-    authority = Authority()
-    pair = authority.pair("server")
+    authority = ThrowAway()
+    pair = authority.server()
     given = _Served(
         recipe=made.recipe,
         spec=made.spec,

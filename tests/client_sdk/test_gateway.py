@@ -109,9 +109,9 @@ def test_certificate_out_of_its_time_is_told_as_a_clock_where_it_is_one(
 
 
 def test_another_authority_is_not_trusted(serve: Any, served: Any, tmp_path: Path) -> None:
-    from simulations.throwaway import Authority
+    from simulations.throwaway import ThrowAway
 
-    other = Authority().certificate.decode()
+    other = ThrowAway().certificate.decode()
     with pytest.raises(CoordinatorUnreachableError, match="is not one of the coordinator's"):
         Gateway(served.address, other, Identity(tmp_path / "a").key()).check()
     with pytest.raises(IdentityError, match="expected a certificate in PEM"):

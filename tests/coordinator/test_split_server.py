@@ -22,7 +22,7 @@ from client_sdk.split_stream import SplitStream
 from coordinator.split_server import Limits, SplitServer
 from protocol.split import SplitSpec, largest_message
 from protocol.stream import METHOD, Close, Open, States, pack_message, unpack_message
-from simulations.throwaway import Authority
+from simulations.throwaway import ThrowAway
 
 SPEC = SplitSpec(entering_tokens=3, leaving_tokens=3, width=4)
 MASKED = SplitSpec(entering_tokens=3, leaving_tokens=1, width=4, masked=True)
@@ -417,7 +417,7 @@ def test_a_new_round_forgets_all_lanes_of_the_last() -> None:
 
 
 def test_the_certificate_says_who_a_device_is() -> None:
-    authority, other = Authority(), Authority()
+    authority, other = ThrowAway(), ThrowAway()
     secure = authority.server_credentials()
     with serving(credentials=secure) as address:
 
@@ -432,7 +432,7 @@ def test_the_certificate_says_who_a_device_is() -> None:
         with pytest.raises(SplitError, match="the certificate is of ada, not bob"):
             exchanged(ada, opened("bob"))
         unsigned = grpc.ssl_channel_credentials(authority.certificate)
-        pair = other.pair("ada")
+        pair = other.device("ada")
         of_another = grpc.ssl_channel_credentials(authority.certificate, pair.key, pair.certificate)
         for stranger in (unsigned, of_another, other.client_credentials("ada")):
             with pytest.raises(SplitError, match="could not be reached"):

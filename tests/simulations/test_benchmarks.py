@@ -34,6 +34,8 @@ from simulations.benchmarks import (
     throughput,
     wire,
 )
+from simulations.benchmarks.device_idle import device_idle_mb
+from simulations.benchmarks.device_round import Work, device_round_seconds
 from simulations.benchmarks.device_start import device_start
 from simulations.benchmarks.device_step import SMALL, device_step_ratio
 from simulations.benchmarks.figure import Figure, figure
@@ -240,6 +242,23 @@ def test_device_start_gives_both_ratios(tiny_vit: Path) -> None:
     assert 0 < start.value < 1 and 0 < memory.value < 1
 
 
+def test_a_devices_part_of_a_round_is_answered_and_kept(tiny_vit: Path) -> None:
+    """A device that answers another plan, or keeps no update, makes the measurement raise."""
+    work = Work(batch=4, steps=2, side=8, backbone=tiny_vit)
+    made = device_round_seconds(QUIET, repetitions=1, work=work)
+    assert (made.name, made.unit, made.target) == ("device_round_seconds", "s", "<= 2")
+    assert made.value > 0.2, "a Python that loads Flower takes longer than that"
+    assert made.note.startswith("2 steps of 4 images")
+
+
+@pytest.mark.slow
+def test_an_idle_device_keeps_little_memory(cache_of_the_session: Path) -> None:
+    made = device_idle_mb(QUIET, samples=1)
+    assert made.name == "device_idle_mb" and made.holds, made
+    assert made.value > 5, "an interpreter takes more than that"
+    assert re.search(r"\d+ \+ \d+ MiB; \d+ MiB in all$", made.note), made.note
+
+
 def test_device_step_gives_the_worst_ratio(tiny_vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A ViT-B/16 takes a minute to compile; that there is a second network is what matters here.
     monkeypatch.setattr(device_step, "save_vit_base", lambda folder: tiny_vit)
@@ -406,14 +425,14 @@ def test_every_figure_of_the_table_is_measured(
     both = named("device_start_ratio", "device_memory_ratio")
     monkeypatch.setattr(device, "device_start", both)
     for name in (
-        "device_step_ratio", "batch_invariance", "pool_of_one", "folded_ssf",
-        "instance_latency_ratio", "adapter_switch_ratio",
+        "device_idle_mb", "device_round_seconds", "device_step_ratio", "batch_invariance",
+        "pool_of_one", "folded_ssf", "instance_latency_ratio", "adapter_switch_ratio",
     ):  # fmt: skip
         monkeypatch.setattr(device, name, named(name))
     for name in (
         "split_parity", "plain_split_parity", "device_flops_share", "accuracy_gap",
         "split_rate_ratio", "split_lanes_ratio", "split_batching_ratio", "slow_loris_p99_ms",
-        "reconstruction_psnr_db",
+        "half_open_p99_ms", "reconstruction_psnr_db",
     ):  # fmt: skip
         monkeypatch.setattr(split, name, named(name))
     shares = iter(["traffic_share", "traffic_share_pooled"] * 2)
@@ -431,13 +450,15 @@ def test_every_figure_of_the_table_is_measured(
         "text_central_gap", "central_gap", "fedins_margin",
         "one_bit_size_ratio", "one_bit_accuracy_gap",
         "ternary_entropy_ratio", "codec_vs_zlib", "update_bytes_ratio", "bytes_to_accuracy_ratio",
-        "device_start_ratio", "device_memory_ratio", "device_step_ratio", "batch_invariance",
+        "device_start_ratio", "device_memory_ratio", "device_idle_mb",
+        "device_round_seconds", "device_step_ratio", "batch_invariance",
         "pool_of_one", "folded_ssf", "ssf_parameters", "pool_parameters",
         "instance_latency_ratio", "adapter_switch_ratio",
         "exact_merge_error", "merge_vs_copy", "attack_worst_accuracy",
         "split_parity", "plain_split_parity", "device_flops_share", "traffic_share",
         "traffic_share_pooled", "accuracy_gap", "split_rate_ratio", "split_lanes_ratio",
-        "split_batching_ratio", "slow_loris_p99_ms", "reconstruction_psnr_db",
+        "split_batching_ratio", "slow_loris_p99_ms", "half_open_p99_ms",
+        "reconstruction_psnr_db",
     ]  # fmt: skip
     assert all(made.note.startswith("QUICK") for made in found) is quick
 

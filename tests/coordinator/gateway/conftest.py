@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from coordinator.gateway.server import GatewayServer
 from coordinator.gateway.settings import GatewayLimits, GatewaySettings, Hooks
 from protocol.node_headers import node_headers, node_public_key
-from simulations.throwaway import Authority
+from simulations.throwaway import ThrowAway
 
 
 class FakeSuperLink:
@@ -140,8 +140,8 @@ def no_bundle(name: str) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ca.pem, and key and certificate of a server at 127.0.0.1."""
     folder = tmp_path_factory.mktemp("certificates")
-    authority = Authority()
-    pair = authority.pair("127.0.0.1")
+    authority = ThrowAway()
+    pair = authority.server("127.0.0.1")
     (folder / "ca.pem").write_bytes(authority.certificate)
     (folder / "server.pem").write_bytes(pair.certificate)
     (folder / "server.key").write_bytes(pair.key)
