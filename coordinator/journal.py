@@ -107,7 +107,8 @@ class Journal:
                 anything is done with it.
             now: the clock, in seconds since 1970.
 
-        Raises: JournalFormatError when the file is something else.
+        Raises: JournalFormatError when the file is something else; sqlite3.OperationalError when it
+            cannot be opened now, as on a full disk.
         """
         self._path = Path(path)
         self._keep = keep_tensors
@@ -118,6 +119,10 @@ class Journal:
         self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
+        except sqlite3.OperationalError:
+            # Nothing is wrong with the file: it goes on when there is room.
+            self._db.close()
+            raise
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise JournalFormatError(
@@ -368,10 +373,12 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # A full disk ends it by itself, or leaves it open where COMMIT was what failed.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")

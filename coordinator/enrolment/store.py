@@ -77,6 +77,9 @@ class Store:
             raise RegistryError(f"{path}: the registry cannot be opened ({error})") from error
         try:
             self._prepare()
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise RegistryError(f"{path}: the registry cannot be opened ({error})") from error
         except sqlite3.Error as error:
             self._db.close()
             raise RegistryError(

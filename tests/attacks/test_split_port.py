@@ -79,8 +79,9 @@ def served(tmp_path: Path, authority: ThrowAway) -> Iterator[Callable[..., int]]
     with contextlib.ExitStack() as stack:
 
         def start(limits: Limits | None = None) -> int:
+            words = json.dumps(asdict(limits or Limits(rows=8)))
             process = subprocess.Popen(
-                [sys.executable, __file__, str(tmp_path), json.dumps(asdict(limits or Limits(rows=8)))],
+                [sys.executable, __file__, str(tmp_path), words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
                 env={**os.environ, **split.environment, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip

@@ -54,7 +54,7 @@ def play(link):
         ("plan", envelope.MESSAGE_TYPES["fit"]),
     ):
         message = _wrap(node, "?", kind, (FOLDER / name).read_bytes())
-        ((_, reply),) = link._converse([(name, message)], 120.0)
+        ((_, reply),) = link._converse(iter([(name, node, message)]), 120.0)
         (FOLDER / f"{{name}}.answer").write_bytes(envelope.read_content(reply.content)[1])
 
 app = make_server_app(play, clients=1)
