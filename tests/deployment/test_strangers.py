@@ -97,15 +97,19 @@ def test_code_that_is_submitted_on_the_machine_itself_is_not_run(
     (app / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\napp = 1\n")
     own = (ward.folder / "superlink" / "app" / "pyproject.toml").read_text()
     (app / "pyproject.toml").write_text(own.replace("fedloom_app:nothing", "evil:app"))
-    words = [str(Path(sys.executable).parent / "flwr"), "run", str(app), "fedloom"]
     flwr = {"FLWR_HOME": str(ward.folder / "superlink" / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
-    subprocess.run(
-        words, env={**ward.environment(), **flwr}, cwd=tmp_path, timeout=60, check=True,
-        capture_output=True,
-    )  # fmt: skip
-    log = ward.folder / "logs" / "superlink.log"
-    assert soon(lambda: "Finished task" in log.read_text(), 60), log.read_text()
-    assert "expected one of no job yet, found ''" in log.read_text()
+    environment = {**ward.environment(), **flwr}
+
+    def said(*words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "flwr"), *words, "fedloom", "--format", "json"],
+            env=environment, cwd=tmp_path, timeout=60, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return dict(json.loads(done.stdout[done.stdout.index("{") :]))
+
+    assert said("run", str(app))["success"]
+    assert soon(lambda: said("list")["runs"][0]["status"].startswith("finished"), 60, 1.0)
+    assert said("list")["runs"][0]["status"] == "finished:failed"
     assert not (tmp_path / "ran").exists()
 
 
