@@ -15,9 +15,9 @@ pytest.importorskip("flwr")
 from flwr.app import Message
 
 from client_sdk.client_app import make_reply
+from coordinator.flower_link import FlowerLink
 from coordinator.link import Failure, Outgoing
 from coordinator.liveness import Liveness
-from coordinator.server_app import FlowerLink
 from protocol import envelope
 from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
 from protocol.rejection import RejectionCode

@@ -15,12 +15,12 @@ import pytest
 from client_sdk.memory import FolderMemory
 from coordinator.deployment import Deployment, Settings
 from coordinator.errors import DeploymentError
+from coordinator.flower_link import FlowerLink
 from coordinator.jobs import player
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.player import play_job
 from coordinator.jobs.registry import Outcome
 from coordinator.jobs.submit import OwnData, read_costs, submit
-from coordinator.server_app import FlowerLink
 from edge_runtime.bundle import open_bundle
 from edge_runtime.trainer import OnnxTrainer
 from simulations.backends.prepared import PreparedClient

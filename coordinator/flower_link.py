@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server side of Flower: a `Link` over a Grid, and the ServerApp that plays a job on it.
+"""The server side of Flower: a `Link` over any Grid.
 
 Differs from source: Flower's own `Strategy.start` waits for ever for nodes, keeps no state and ends
 on one malformed reply; so the loop is ours, on `Grid.push_messages` and `pull_messages` alone.
@@ -14,15 +14,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import Message
+from flwr.serverapp import Grid
 
 from coordinator.errors import NoClientsError
+from coordinator.flower_messages import failure_of, readiness_of, wrapped
 from coordinator.link import Failure, Outgoing, never
 from coordinator.liveness import Liveness
 from protocol import envelope
 from protocol.errors import ContainerError
-from protocol.readiness import Readiness, Survey, pack_survey, unpack_readiness
+from protocol.readiness import Readiness, Survey, pack_survey
 from protocol.rejection import RejectionCode
 
 _JOIN_TIMEOUT_S: Final = 60.0  # Ray needs up to 20 s to start its workers on a busy machine
@@ -192,13 +193,13 @@ class FlowerLink:
         hellos = ((client, node, self._hello(client, node)) for client, node in asked.items())
         with closing(self._converse(hellos, self._survey_timeout_s, closed)) as arriving:
             for client, reply in arriving:
-                said[client] = _readiness(reply)
+                said[client] = readiness_of(reply)
                 self._heard[client] = (time.monotonic(), said[client])
         return said
 
     def _hello(self, client: str, node: int) -> Message:
         blob = pack_survey(Survey(job=self._job, split_port=self._split_port))
-        return _wrap(node, client, envelope.HELLO, blob)
+        return wrapped(node, client, envelope.HELLO, blob)
 
     def exchange(
         self, outgoing: Iterable[Outgoing | None], *, closed: Callable[[], bool] = never
@@ -239,7 +240,9 @@ class FlowerLink:
         self._tick()
 
     def _learn_names(self, nodes: Iterable[int], timeout_s: float) -> None:
-        hellos = ((str(node), node, _wrap(node, str(node), envelope.HELLO, b"")) for node in nodes)
+        hellos = (
+            (str(node), node, wrapped(node, str(node), envelope.HELLO, b"")) for node in nodes
+        )
         for node, reply in self._converse(hellos, timeout_s):
             if isinstance(reply, Failure):
                 _log.warning("node %s is left out: %s", node, reply.reason)
@@ -253,7 +256,7 @@ class FlowerLink:
                 _log.warning("node %s is left out: there is a client %s already", node, name)
                 continue
             self._nodes[name] = int(node)
-            self._said[name] = _readiness(reply)
+            self._said[name] = readiness_of(reply)
 
     def _wait_for_nodes(self, clients: int, timeout_s: float) -> list[int]:
         deadline = time.monotonic() + timeout_s
@@ -288,7 +291,7 @@ class FlowerLink:
             reason = "it is not connected"
         if node is None or reason:
             return client, 0, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-        return client, node, _wrap(node, client, envelope.MESSAGE_TYPES[kind], blob)
+        return client, node, wrapped(node, client, envelope.MESSAGE_TYPES[kind], blob)
 
     def _converse(
         self,
@@ -326,7 +329,7 @@ class FlowerLink:
                 heard = False
                 for sent, reply in self._replies(waiting):
                     heard = True
-                    yield sent.key, _failure_of(reply, sent) or reply
+                    yield sent.key, failure_of(reply, sent.node) or reply
                     if self._registered is None and closed():
                         return  # the next reply has yet to be worked for
                 if probes is not None:
@@ -353,7 +356,7 @@ class FlowerLink:
         for reply in self._grid.pull_messages(list(probes.about)):
             about = probes.about.pop(reply.metadata.reply_to_message_id, "")
             # Of an error nothing is known: another question follows.
-            working = None if reply.has_error() else _readiness(reply).working
+            working = None if reply.has_error() else readiness_of(reply).working
             probes.liveness.told(about, working, now)
 
     def _given_up(
@@ -401,19 +404,6 @@ class FlowerLink:
         return matched if self._registered is None else iter(list(matched))
 
 
-def make_server_app(
-    play: Callable[[FlowerLink], None], *, clients: int, timeout_s: float = 0.0, window: int = 0
-) -> ServerApp:
-    """A ServerApp that waits for `clients` nodes and hands `play` the link to them."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        play(FlowerLink(grid, clients=clients, timeout_s=timeout_s, window=window))
-
-    return app
-
-
 _END: Final[tuple[str, int, None]] = ("", 0, None)
 
 
@@ -426,34 +416,3 @@ def _by_name(registered: Mapping[int, str], online: frozenset[int]) -> dict[str,
         else:
             found[name] = node
     return dict(sorted(found.items()))
-
-
-def _readiness(reply: Message | Failure) -> Readiness:
-    """What a node says of itself; one whose answer is no such thing is not ready."""
-    if isinstance(reply, Failure):
-        return Readiness(ready=False, reason=reply.reason)
-    try:
-        return unpack_readiness(envelope.read_content(reply.content)[1])
-    except ContainerError as error:
-        return Readiness(ready=False, reason=f"its answer cannot be read: {error}")
-
-
-def _wrap(node: int, client: str, kind: str, blob: bytes) -> Message:
-    array = Array("uint8", (len(blob),), envelope.ARRAY_TYPE, blob)
-    content = RecordDict(
-        {
-            envelope.PAYLOAD: ArrayRecord({envelope.BLOB: array}),
-            envelope.HEADER: ConfigRecord({envelope.CLIENT: client}),
-        }
-    )
-    return Message(content, node, kind)
-
-
-def _failure_of(reply: Message, sent: _Sent) -> Failure | None:
-    if (other := reply.metadata.src_node_id) != sent.node:
-        reason = f"expected an answer of node {sent.node}, node {other} sent it"
-        return Failure(code=RejectionCode.WRONG_CLIENT, reason=reason)
-    if not reply.has_error():
-        return None
-    reason = reply.error.reason or f"error {reply.error.code} without a reason"
-    return Failure(code=RejectionCode.CLIENT_FAILED, reason=reason)
