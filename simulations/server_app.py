@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ServerApp of a simulation that Flower runs: it waits for nodes and hands on the link to them."""
+"""The ServerApp of a simulation that Flower runs: it waits for nodes and hands on their link."""
 
 from __future__ import annotations
 

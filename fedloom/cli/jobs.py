@@ -62,8 +62,10 @@ def submit(
         # Only now, as it takes seconds to load: a wrong job file is told at once.
         from coordinator.jobs.submit import submit as enter
 
-        typer.echo("compiling the training step; the first time takes a minute", err=True)
-        entry = enter(deployment, loaded, _own_data(loaded), name=name)
+        entry = enter(
+            deployment, loaded, _own_data(loaded), name=name,
+            stage=lambda what: typer.echo(what, err=True),
+        )  # fmt: skip
         typer.echo(f"job          {entry.name}")
         typer.echo(f"hash         {entry.hash}")
         typer.echo(f"folder       {deployment.jobs_folder / entry.name}")
