@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -150,13 +149,5 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def _sync_all(folder: Path) -> None:
     """Copies are made without a sync; what the registry names must be there after a power cut."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        else:
-            sync_folder(path)
-    sync_folder(folder)
+    for path in (*folder.rglob("*"), folder):
+        sync_folder(path)  # of a file it syncs the file

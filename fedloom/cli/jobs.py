@@ -139,6 +139,8 @@ def _own_data(job: Job) -> OwnData:
     from simulations.clients import apart
     from simulations.setup import load_job_data
 
+    if job.data.classes:
+        return OwnData(name="the devices' own", class_names=job.data.class_names)
     dataset = load_job_data(job)
     test, validation = apart(dataset.test, job.data.validation, job.job.seed)
     return OwnData(

@@ -103,3 +103,17 @@ def test_what_cannot_be_meant_is_said_before_anything_is_compiled(
     code, _, err = said("status", folder, "--job", "none")
     assert code == 2 and "no job yet" in err
     assert not (folder / "jobs").exists()
+
+
+def test_a_coordinator_needs_no_samples_of_its_own(
+    said: Said, folder: Path, job_file: Path
+) -> None:
+    names = ",".join(f"c{number}" for number in range(10))
+    words = ["--set", f"data.classes={names}"]
+    code, _, err = said("submit", folder, job_file, *words)
+    assert code == 0, err
+    known = JobFolder(folder / "jobs" / "wards")
+    assert known.samples("test") == {} and known.samples("validation") == {}
+    assert f'classes = "{names}"' in known.job.read_text()
+    code, _, err = said("submit", folder, job_file, "--set", "data.classes=cat,cat")
+    assert code == 2 and "at least two different names" in err
