@@ -38,6 +38,7 @@ from client_sdk.identity import Identity, Membership
 from client_sdk.settings import Settings, absolute_source
 from client_sdk.supernode import SuperNode
 from protocol.enrolment import RefusalCode
+from protocol.node_headers import MAX_AGE_S, MAX_AHEAD_S
 
 DEFAULT_FOLDER: Final = Path("~/.local/share/fedloom/device")
 
@@ -191,7 +192,11 @@ class _Run:
                 self._wait(str(error))
                 continue
             if abs(ahead) > _CLOCK_S:
-                _log.warning("clock off by %.0f s; the coordinator refuses more than a few", ahead)
+                _log.warning(
+                    "clock off by %.0f s: this device is %s of the coordinator, which refuses one "
+                    "that is %.0f s ahead or %.0f s behind; set the clock",
+                    abs(ahead), "ahead" if ahead > 0 else "behind", MAX_AHEAD_S, MAX_AGE_S,
+                )  # fmt: skip
             self._supernode.start()
             begun = time.monotonic()
             ended = self._watch()

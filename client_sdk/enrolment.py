@@ -31,11 +31,13 @@ def enroll(folder: Path, coordinator: str, token: str, fingerprint: str) -> Memb
     address = address_of(coordinator)
     authority = authority_of(address)
     require_authority(authority, fingerprint)
-    identity = Identity(folder)
+    identity, home = Identity(folder), Home(folder)
+    if not identity.key_path.exists():
+        home.require_free()
     request = identity.enrol_request(token, versions=versions(), capabilities=capabilities())
     answer = Gateway(address, authority).enroll(request)
     held = identity.join(answer, fingerprint=fingerprint)
-    Home(folder).set_coordinator(address)
+    home.set_coordinator(address)
     return held
 
 

@@ -42,6 +42,14 @@ PATH_VARIABLE: Final = "FEDLOOM_DEVICE_PATH"
 
 _COORDINATOR: Final = "coordinator.json"
 _SETTINGS: Final = "settings.json"
+_BUNDLES: Final = "bundles"
+_OUTBOX: Final = "outbox"
+_MEMORY: Final = "memory"
+_FLOWER: Final = "flower"
+_PORTS: Final = "split.json"
+_LAST: Final = "last.json"
+_RUNNING: Final = "running"
+_IN_WORK: Final = (_BUNDLES, _OUTBOX, _MEMORY, _FLOWER, _PORTS, _LAST, _RUNNING)
 _MAX_BYTES: Final = 64 * 1024
 _MOST_PORTS: Final = 64  # jobs whose port is remembered
 
@@ -56,21 +64,21 @@ class Home:
     @property
     def bundles(self) -> Path:
         """Of `BundleCache`."""
-        return self.work / "bundles"
+        return self.work / _BUNDLES
 
     @property
     def outbox(self) -> Path:
         """Of `Outbox`."""
-        return self.work / "outbox"
+        return self.work / _OUTBOX
 
     @property
     def flower(self) -> Path:
         """FLWR_HOME."""
-        return self.work / "flower"
+        return self.work / _FLOWER
 
     def memory(self, job: str) -> Path:
         """Of a job's `FolderMemory`; `job` is hex."""
-        return self.work / "memory" / job
+        return self.work / _MEMORY / job
 
     def coordinator(self) -> Address:
         """Where the coordinator is. Raises: IdentityError where no enrolment left that."""
@@ -109,12 +117,12 @@ class Home:
 
     def split_port(self, job: str) -> int:
         """The port that the job's last survey told; 0 for none."""
-        port = self._read(self.work / "split.json").get(job, 0)
+        port = self._read(self.work / _PORTS).get(job, 0)
         return port if isinstance(port, int) else 0
 
     def set_split_port(self, job: str, port: int) -> None:
         """Raises: OSError."""
-        path = self.work / "split.json"
+        path = self.work / _PORTS
         known = self._read(path)
         if known.get(job, 0) != port:
             known.pop(job, None)
@@ -123,17 +131,17 @@ class Home:
 
     def last(self) -> dict[str, Any]:
         """What `note` kept; {} before the device was asked anything."""
-        return self._read(self.work / "last.json")
+        return self._read(self.work / _LAST)
 
     def note(self, what: str, happened: Mapping[str, object]) -> None:
         """Keep what came of the last "survey" or "work". Raises: OSError."""
-        self._write(self.work / "last.json", self.last() | {what: dict(happened)})
+        self._write(self.work / _LAST, self.last() | {what: dict(happened)})
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Held by the one process that runs the device, or takes it apart. Raises: RunningError."""
         make_folder(self.work)
-        descriptor = os.open(self.work / "running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.work / _RUNNING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,7 +158,7 @@ class Home:
     def runner(self) -> int | None:
         """The process that runs the device; None where none does."""
         try:
-            with open(self.work / "running", "rb") as file:
+            with open(self.work / _RUNNING, "rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -159,20 +167,32 @@ class Home:
             pass
         return None
 
+    def require_free(self) -> None:
+        """Before the device asks to enrol: nothing of others has the names of what it will keep.
+
+        Raises: IdentityError.
+        """
+        for path in (self.folder / _COORDINATOR, self.folder / _SETTINGS, self.work):
+            if path.exists():
+                raise IdentityError(
+                    f"{path}: expected nothing of that name before the device enrols; use another "
+                    "folder, or move it away"
+                )
+
     def leave(self) -> None:
-        """Remove all that the device made, its key first. Raises: RunningError, IdentityError."""
+        """Remove all that the device made, and nothing else. Raises: RunningError, IdentityError.
+
+        What is cut off in the middle goes on with the next call.
+        """
         try:
             if self.work.is_dir():
                 with self.running():
-                    # By another name first: what is cut off in the middle is not half a device.
-                    gone = self.folder / ".work.gone"
-                    shutil.rmtree(gone, ignore_errors=True)
-                    self.work.rename(gone)
-            shutil.rmtree(self.folder / ".work.gone", ignore_errors=True)
+                    for name in _IN_WORK:
+                        _remove(self.work / name)
+                if not any(self.work.iterdir()):
+                    self.work.rmdir()
             for name in (_COORDINATOR, _SETTINGS):
-                path = self.folder / name
-                for file in (*partial_files(path), path):
-                    file.unlink(missing_ok=True)
+                _remove(self.folder / name)
         except OSError as error:
             raise IdentityError(f"{self.folder}: cannot be removed ({error})") from error
         leave_folder(self.folder)
@@ -188,3 +208,12 @@ class Home:
     def _write(self, path: Path, content: Mapping[str, object]) -> None:
         make_folder(path.parent)
         write_whole(path, json.dumps(content).encode())
+
+
+def _remove(path: Path) -> None:
+    """A file, with what killed writers of it left, or a folder. Raises: OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+        return
+    for file in (*partial_files(path), path):
+        file.unlink(missing_ok=True)

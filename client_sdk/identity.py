@@ -44,6 +44,7 @@ from protocol.files import read_small
 from protocol.keys import (
     certificate_fingerprint,
     key_fingerprint,
+    load_certificate,
     load_key,
     new_key,
     private_openssh,
@@ -83,7 +84,7 @@ class Membership:
     @property
     def fingerprint(self) -> str:
         """The pinned authority's, 64 hex digits."""
-        return certificate_fingerprint(x509.load_pem_x509_certificate(self.authority.encode()))
+        return certificate_fingerprint(load_certificate(self.authority))
 
 
 class Identity:
@@ -211,11 +212,11 @@ class Identity:
     def _accept(self, answer: Enrolled) -> Membership:
         """Check everything, then write one file."""
         try:
-            authority = x509.load_pem_x509_certificate(answer.authority.encode())
+            authority = load_certificate(answer.authority)
             self._require_same(answer, authority)
             signer = require_p384("authority", authority.public_key())
             verify(answer_text(answer), bytes.fromhex(answer.signature), signer)
-            certificate = x509.load_pem_x509_certificate(answer.certificate.encode())
+            certificate = load_certificate(answer.certificate)
             certificate.verify_directly_issued_by(authority)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise IdentityError(
@@ -289,7 +290,7 @@ class Identity:
             answer = unpack_enrolment_answer(read_small(path, MAX_ENROLMENT_BYTES))
             if isinstance(answer, Refusal):
                 raise ValueError("it is a refusal")
-            return _membership(answer, x509.load_pem_x509_certificate(answer.certificate.encode()))
+            return _membership(answer, load_certificate(answer.certificate))
         except ValueError as error:
             raise IdentityError(
                 f"{path}: expected what an enrolment left, it cannot be read ({error}); leave and "
@@ -368,7 +369,7 @@ def require_authority(pem: str, fingerprint: str) -> None:
     """
     expected = plain_fingerprint(fingerprint)
     try:
-        found = certificate_fingerprint(x509.load_pem_x509_certificate(pem.encode()))
+        found = certificate_fingerprint(load_certificate(pem))
     except ValueError as error:
         raise IdentityError(f"authority: expected a certificate in PEM ({error})") from error
     if found != expected:

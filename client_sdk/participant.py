@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import edge_runtime.errors
 from client_sdk.bundle_cache import BundleCache
 from client_sdk.conditions import look, threads_of
 from client_sdk.data import ModelData, open_source, prepare
@@ -40,7 +41,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import EdgeError
 from edge_runtime.split_trainer import SplitTrainer
 from edge_runtime.trainer import EVALUATION_ROWS, OnnxTrainer
-from protocol.errors import ContainerError
+from protocol.errors import ContainerError, ProtocolError
 from protocol.plan import Plan, unpack_plan
 from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
 
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from client_sdk.settings import Settings
 
 _KEPT_REASON: Final = 4_000  # characters in `last.json`
+
+_STATUS: Final = "its own status tells more: fedloom device status"
+_OF_DATA: Final = (DataError, edge_runtime.errors.DataError)
 
 _log = logging.getLogger(__name__)
 
@@ -88,12 +92,16 @@ class Participant:
                 asked = unpack_survey(blob)
                 noted.job = asked.job
                 readiness = self._ready(asked)
-            except DataError as error:
+            except _OF_DATA as error:
                 noted.refused = str(error)
                 readiness = self._not_ready(_kept_here(error))
-            except (ClientError, EdgeError, ContainerError, OSError) as error:
+            except (ClientError, EdgeError, ProtocolError) as error:
                 noted.refused = str(error)
-                readiness = self._not_ready(str(error))
+                readiness = self._not_ready(noted.refused)
+            except Exception as error:
+                # Nobody's words for the coordinator: they may quote what stays here.
+                noted.refused = f"{type(error).__name__}: {error}"
+                readiness = self._not_ready(f"{type(error).__name__}; {_STATUS}")
         return pack_readiness(readiness)
 
     def answer(self, plan_blob: bytes) -> bytes:
@@ -112,7 +120,7 @@ class Participant:
                 self._require_conditions()
                 outbox = Outbox(self._home.outbox, max_bytes=self._settings.outbox_bytes)
                 return answer_once(plan_blob, outbox, functools.partial(self._worked, plan))
-            except DataError as error:
+            except _OF_DATA as error:
                 noted.refused = str(error)
                 raise DataError(_kept_here(error)) from None
             except Exception as error:
@@ -239,9 +247,9 @@ def prepared(settings: Settings, bundle: Bundle) -> ModelData:
     )
 
 
-def _kept_here(error: DataError) -> str:
-    faults = len(error.faults)
+def _kept_here(error: Exception) -> str:
+    faults = len(error.faults) if isinstance(error, DataError) else 1
     return (
         f"the device's data cannot be read or do not fit the bundle ({faults} "
-        f"fault{'s' if faults != 1 else ''}); its own status tells more: fedloom device status"
+        f"fault{'s' if faults != 1 else ''}); {_STATUS}"
     )

@@ -81,7 +81,8 @@ def unpack_settings(raw: bytes) -> Settings:
         found = json.loads(raw) if len(raw) <= _MAX_BYTES else None
     except ValueError as error:
         raise SettingsError(f"settings: expected JSON ({error}); give them again") from None
-    return _made(Settings, found, conditions=_made(Conditions, _part(found, "conditions")))
+    conditions = found.get("conditions", {}) if isinstance(found, dict) else {}
+    return _made(Settings, found, conditions=_made(Conditions, conditions))
 
 
 def _made(kind: Any, found: object, **given: object) -> Any:
@@ -99,10 +100,6 @@ def _made(kind: Any, found: object, **given: object) -> Any:
         if issubclass(kind, Conditions):
             raise ConditionsError(f"settings: {error}; give them again") from None
         raise SettingsError(f"settings: {error}; give them again") from None
-
-
-def _part(found: object, name: str) -> object:
-    return found.get(name, {}) if isinstance(found, dict) else None
 
 
 def _absolute(path: str) -> str:

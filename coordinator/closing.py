@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aggregation.mergers import Roles
@@ -28,15 +28,15 @@ class Played:
     roles: Roles
     answers: Answers
     clients: int
-    """That were asked to train."""
+    """As in `RoundReport`."""
     started: float
     fitted: float
     """When the last update was there; both by the run's clock."""
     notes: list[str]
     settled: Iterable[str]
     """Nonces that nothing more is expected of."""
-    staleness: tuple[int, ...] = ()
-    """Of the merged updates, where rounds are asynchronous."""
+    staleness: Sequence[int] = ()
+    """Of each merged update, where rounds are asynchronous."""
 
 
 def close_round(
@@ -84,6 +84,8 @@ def close_round(
         selected=fit.selected,
         stream_up_bytes=stream_up,
         stream_down_bytes=stream_down,
+        staleness_mean=sum(ages) / len(ages) if (ages := played.staleness) else None,
+        staleness_max=max(ages) if ages else None,
         note="; ".join(notes),
     )
     run.journal.commit_round(

@@ -71,6 +71,7 @@ class Exchange:
     """Valid answers after which no more are waited for; 0: all are."""
     _valid: int = field(default=0, init=False)
     _late: bool = field(default=False, init=False)
+    _heard: set[str] = field(default_factory=set, init=False)
 
     def admitted(self) -> Iterator[tuple[Admitted, int]]:
         """What may be merged, in the order of `nonces`, with its size in bytes.
@@ -95,20 +96,33 @@ class Exchange:
                 yield verdict, len(answer)
 
     def _streamed(self) -> Iterator[Answer]:
-        arriving = self._arriving(list(self.nonces))
+        arriving = self._told(self._arriving(list(self.nonces)))
         if self.quorum:
             arriving = until_quorum(arriving, self.quorum, self._counts)
         yield from in_order(list(self.nonces), arriving, self._stray, self._absence)
 
+    def _told(self, arriving: Generator[Answer]) -> Generator[Answer]:
+        """The same, of which the watch is told."""
+        with closing(arriving):
+            for client, answer in arriving:
+                first = client in self.nonces and client not in self._heard
+                if first and isinstance(answer, bytes):
+                    self._heard_of(client)
+                yield client, answer
+
     def _kept(self, journal: Journal) -> Iterator[Answer]:
         """What the journal holds once the exchange is over, or what is said in its place."""
         instead: dict[str, Failure] = {}
-        open_ = [client for client, nonce in self.nonces.items() if not journal.keeps(nonce)]
-        if self.quorum:
-            for nonce in (n for c, n in self.nonces.items() if c not in open_):
-                self._counts(*(journal.kept_answer(nonce)))
-        if open_ and not self._has_quorum:
-            self._collect(journal, open_, instead)
+        silent = []
+        for client, nonce in self.nonces.items():
+            if not journal.keeps(nonce):
+                silent.append(client)
+                continue
+            self._heard.add(client)
+            if self.quorum:
+                self._counts(*journal.kept_answer(nonce))
+        if silent and not self._has_quorum:
+            self._collect(journal, silent, instead)
         for client, nonce in self.nonces.items():
             if journal.keeps(nonce):
                 yield journal.kept_answer(nonce)
@@ -136,12 +150,13 @@ class Exchange:
                     instead[client] = Failure(code=RejectionCode.TOO_LONG, reason=reason)
                 else:
                     journal.keep_answer(job, number, client, nonce, answer)
+                    self._heard_of(client)
                     if self.quorum and self._counts(client, answer) and self._has_quorum:
                         return
 
     def _arriving(self, clients: Sequence[str]) -> Generator[Answer]:
         """Answers as they come, until all are there or the time is up."""
-        run, number = self.plans.run, self.plans.number
+        run = self.plans.run
 
         def outgoing() -> Iterator[Outgoing]:
             for client in clients:
@@ -149,14 +164,14 @@ class Exchange:
                 self.answers.downlink_bytes += len(blob)
                 yield Outgoing(client, self.plans.task, blob)
 
-        have = len(self.nonces) - len(clients)
         with closing(run.link.exchange(outgoing(), closed=self._closed)) as arriving:
-            for client, answer in arriving:
-                if self._fits and isinstance(answer, bytes):
-                    have += 1
-                    run.watch.answered(number, client, have)
-                yield client, answer
+            yield from arriving
         self._late = self._closed()
+
+    def _heard_of(self, client: str) -> None:
+        self._heard.add(client)
+        if self._fits:
+            self.plans.run.watch.answered(self.plans.number, client, len(self._heard))
 
     @property
     def _fits(self) -> bool:

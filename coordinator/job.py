@@ -268,6 +268,8 @@ def _combination_faults(job: Job) -> list[Fault]:
             "clients of a round"
         )
         fault("rounds.quorum", rounds.quorum, words)
+    if rounds.mode == "async":
+        faults.extend(_async_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"
@@ -376,6 +378,52 @@ def _scaffold_faults(job: Job) -> list[Fault]:
         for key, value in wanted.items()
         if getattr(aggregation, key) != value
     ]
+
+
+def _async_faults(job: Job) -> list[Fault]:
+    """What updates from tensors of several ages do not go with."""
+    rounds = job.rounds
+    wanted: dict[str, tuple[object, object, str]] = {
+        "rounds.clients_per_round": (
+            rounds.clients_per_round, 0, "nobody is drawn for a round; see rounds.concurrency"
+        ),
+        "rounds.quorum": (rounds.quorum, 0, "a step takes rounds.buffer updates"),
+        "rounds.deadline_s": (
+            rounds.deadline_s, 0.0, "a step takes rounds.buffer updates; see rounds.timeout_s"
+        ),
+        "update.downlink": (
+            job.update.downlink, "tensors",
+            "changes build on the round before, which clients of another age do not hold",
+        ),
+        "update.error_feedback": (
+            job.update.error_feedback, False,
+            "what a codec left behind belongs to one update a round, and to none that is too old",
+        ),
+        "training.scaffold": (
+            job.training.scaffold, False, "control variates are of one round's clients together"
+        ),
+        "personal.tensors": (
+            job.personal.tensors, "", "a client may be asked twice in a round, and keeps one state"
+        ),
+        "aggregation.merger": (
+            job.aggregation.merger, "weighted-mean",
+            "a step is the mean of its updates, weighted by their age",
+        ),
+    }  # fmt: skip
+    faults = [
+        Fault(
+            key=key, value=found, allowed=f'expected {toml_value(value)} with mode "async": {why}'
+        )
+        for key, (found, value, why) in wanted.items()
+        if found != value
+    ]
+    if job.is_split:
+        words = 'expected another method with rounds.mode = "async": a body is of one round'
+        faults.append(Fault(key="method.name", value=job.method.name, allowed=words))
+    if rounds.min_updates > rounds.buffer:
+        words = f"expected at most rounds.buffer = {rounds.buffer}"
+        faults.append(Fault(key="rounds.min_updates", value=rounds.min_updates, allowed=words))
+    return faults
 
 
 def _unknown(key: str, value: object, known: Mapping[str, Any], what: str) -> Fault:

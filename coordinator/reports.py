@@ -27,7 +27,7 @@ class RoundReport:
     evaluation_bytes: int
     """Both ways, for tests on the clients' held-out samples; not part of the other two."""
     clients: int
-    """Asked to train."""
+    """Asked to train; in asynchronous rounds, heard of."""
     updates: int
     """Merged."""
     samples: int
@@ -47,6 +47,10 @@ class RoundReport:
     stream_up_bytes: int = 0
     """Of `uplink_bytes`, what went up in split sessions."""
     stream_down_bytes: int = 0
+    staleness_mean: float | None = None
+    """In asynchronous rounds: how many steps ago the tensors were current that the merged updates
+    started from."""
+    staleness_max: int | None = None
     note: str
     """What else the operator should know; empty for a usual round."""
 

@@ -5,7 +5,8 @@ It knows no Flower: a `Link` carries messages, here as in every deployment. What
 the round goes on; only the operator's side raises.
 
 Updates are merged in the order of the clients' names, whatever order they come in, so that every
-way to run clients gives the same bits, and so does a run that is gone on with after a crash.
+way to run clients gives the same bits, and so does a run that is gone on with after a crash. Rounds
+that are asynchronous are played in `async_rounds.py`, and promise less.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.selection import merger_named, moves_base
+from coordinator.async_rounds import AsyncRounds
 from coordinator.clients import choose_clients
 from coordinator.closing import Played, close_round, closing_time
 from coordinator.downlink import broadcast
@@ -68,7 +70,8 @@ def run_rounds(
 
     Args:
         on_round: called after each round is committed. What it raises ends the run, which may be
-            continued later with the same journal, and then gives the same tensors bit for bit.
+            continued later with the same journal, and then gives the same tensors bit for bit
+            (asynchronous rounds: nothing is lost or counted twice).
         choose_by: the accuracy of tensors on samples that are there for merging and not tested on.
         streamed: bytes that went up and down in split sessions since it was last asked.
         watch: told of what happens; None: a round that would have to wait for clients ends the run.
@@ -117,8 +120,11 @@ def run_rounds(
         else ServerMemory(optimizer=run.optimizer.init(spec).moments)
     )
     state = State(tensors=tensors, memory=memory)
-    for number in range(done + 1, job.rounds.count + 1):
-        state = _play_round(run, number, state)
+    if job.rounds.mode == "async":
+        state = AsyncRounds(run, done, state).play()
+    else:
+        for number in range(done + 1, job.rounds.count + 1):
+            state = _play_round(run, number, state)
     return Result(parted(state.tensors)[0], state.memory.offsets.weights(pairs))
 
 

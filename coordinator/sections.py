@@ -410,6 +410,25 @@ class RoundsSection:
     """`[rounds]`"""
 
     count: int = _key(10, "number of rounds", low=1, high=1_000_000)
+    mode: str = _key(
+        "sync",
+        "sync: a round asks its clients together. async (FedBuff): clients are asked one by one, "
+        "and a round is a step of the server after so many updates as its buffer holds",
+        choices=("sync", "async"),
+    )
+    buffer: int = _key(10, "async: valid updates a step", low=1, high=100_000)
+    concurrency: int = _key(
+        0, "async: clients at work at a time, at most; 0: all that can take part", low=0
+    )
+    staleness_exponent: float = _key(
+        0.5,
+        "async: an update from tensors of t steps ago weighs (1 + t) to the minus this",
+        low=0,
+        high=1,
+    )
+    max_staleness: int = _key(
+        0, "async: steps after which an update is too old to be used; 0: none is", low=0
+    )
     clients_per_round: int = _key(0, "clients drawn for a round; 0: all", low=0)
     evaluate_every: int = _key(
         1, "rounds between tests of the global tensors (the last is always tested)", low=1
@@ -429,7 +448,10 @@ class RoundsSection:
         high=10,
     )
     min_clients: int = _key(
-        1, "clients that can take part, without which a round does not begin but waits", low=1
+        1,
+        "clients that can take part, without which a round does not begin but waits; async: only "
+        "while nobody is at work",
+        low=1,
     )
     min_samples: int = _key(
         0, "training samples below which a client is not asked; 0: whatever it has", low=0

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -26,6 +26,7 @@ from protocol.rejection import RejectionCode
 
 _JOIN_TIMEOUT_S: Final = 60.0  # Ray needs up to 20 s to start its workers on a busy machine
 _FORGOTTEN_S: Final = 900.0
+_LOOK_S: Final = 5.0  # between two looks at who of those at work is connected
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ class _Sent:
     key: str
     node: int
     at: float
+
+
+@dataclass(slots=True)
+class _Absent:
+    """Nodes that an answer is waited for of, and that are not connected: since when."""
+
+    at: float  # when that was looked at
+    since: dict[int, float] = field(default_factory=dict)
 
 
 class FlowerLink:
@@ -58,6 +67,7 @@ class FlowerLink:
         split_port: int = 0,
         timeout_s: float = 0.0,
         survey_timeout_s: float = 60.0,
+        gone_s: float = 300.0,
         window: int = 0,
         poll_s: float = 0.02,
         join_timeout_s: float = _JOIN_TIMEOUT_S,
@@ -73,6 +83,8 @@ class FlowerLink:
             split_port: told in surveys, see `Survey`.
             timeout_s: seconds a client may take to answer; 0: no limit.
             survey_timeout_s: seconds that nodes have to answer a survey.
+            gone_s: with `names`: seconds without a connection after which no answer is waited for
+                any more, whatever `timeout_s` says.
             window: most messages on their way at a time, which bounds memory; 0: no limit.
             poll_s: seconds between two looks for answers.
 
@@ -85,11 +97,14 @@ class FlowerLink:
         self._split_port = split_port
         self._timeout_s = timeout_s
         self._survey_timeout_s = survey_timeout_s
+        self._gone_s = gone_s
         self._window = window
         self._poll_s = poll_s
         self._nodes: dict[str, int] = {}
         self._said: dict[str, Readiness] = {}
+        self._online: frozenset[int] = frozenset()
         self._owed: dict[str, _Sent] = {}
+        self._open: list[dict[str, _Sent]] = []
         if names is None:
             nodes = self._wait_for_nodes(clients, join_timeout_s)
             self._learn_names(nodes, join_timeout_s)
@@ -102,17 +117,18 @@ class FlowerLink:
     def survey(self, job: str) -> Mapping[str, Readiness]:
         """See `Link.survey`.
 
-        In a deployment whoever has left an earlier message unanswered is at work on it, as far as
-        can be known, and is neither asked nor waited for: a slow device holds up nobody.
+        In a deployment whoever has not answered an earlier message is at work on it, as far as can
+        be known, and is neither asked nor waited for: a slow device holds up nobody.
         """
         if self._registered is None:
             return dict(self._said)
-        self._nodes = _by_name(self._registered(), online := frozenset(self._grid.get_node_ids()))
-        self._hear_the_late(online)
-        at_work = {sent.node for sent in self._owed.values()}
+        self._online = frozenset(self._grid.get_node_ids())
+        self._nodes = _by_name(self._registered(), self._online)
+        self._hear_the_late()
+        at_work = {sent.node for sents in (self._owed, *self._open) for sent in sents.values()}
         said, asked = {}, {}
         for client, node in self._nodes.items():
-            if node not in online:
+            if node not in self._online:
                 said[client] = Readiness(ready=False, reason="it is not connected")
             elif node in at_work:
                 reason = "it is still at work on what it was asked before"
@@ -186,7 +202,7 @@ class FlowerLink:
             self.pause(self._poll_s)
         return nodes
 
-    def _hear_the_late(self, online: frozenset[int]) -> None:
+    def _hear_the_late(self) -> None:
         """Take note of answers that come too late to be used: those nodes are free again.
 
         A message to a node that is gone, or is not heard of for long, will not be answered.
@@ -197,7 +213,7 @@ class FlowerLink:
         self._owed = {
             message_id: sent
             for message_id, sent in self._owed.items()
-            if sent.node in online and sent.at > oldest
+            if sent.node in self._online and sent.at > oldest
         }
 
     def _addressed(self, message: Outgoing | None) -> tuple[str, int, Message | Failure] | None:
@@ -205,8 +221,10 @@ class FlowerLink:
             return None
         client, kind, blob = message
         node = self._nodes.get(client)
-        if node is None:
-            reason = "no node is known for this client"
+        reason = "no node is known for this client" if node is None else ""
+        if self._registered is not None and node is not None and node not in self._online:
+            reason = "it is not connected"
+        if node is None or reason:
             return client, 0, Failure(code=RejectionCode.NO_REPLY, reason=reason)
         return client, node, _wrap(node, client, envelope.MESSAGE_TYPES[kind], blob)
 
@@ -219,6 +237,8 @@ class FlowerLink:
         """Push messages as the window allows, and give each one's reply, keyed as it was."""
         waiting: dict[str, _Sent] = {}
         exhausted = False
+        self._open.append(waiting)
+        absent = _Absent(at=time.monotonic())
         try:
             while (waiting or not exhausted) and not closed():
                 self._tick()
@@ -241,16 +261,37 @@ class FlowerLink:
                 for sent, reply in self._replies(waiting):
                     heard = True
                     yield sent.key, _failure_of(reply, sent) or reply
-                now = time.monotonic()
-                late = [id_ for id_, sent in waiting.items() if now - sent.at > timeout_s > 0]
-                for message_id in late:
+                    if self._registered is None and closed():
+                        return  # the next reply has yet to be worked for
+                for message_id, reason in self._given_up(waiting, timeout_s, absent):
                     sent = self._owed[message_id] = waiting.pop(message_id)
-                    reason = f"expected an answer within {timeout_s:g} s, none came"
                     yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-                if waiting and not heard:
+                if not heard and (waiting or not exhausted):
                     time.sleep(self._poll_s)
         finally:
+            self._open = [other for other in self._open if other is not waiting]
             self._owed.update(waiting)
+
+    def _given_up(
+        self, waiting: Mapping[str, _Sent], timeout_s: float, absent: _Absent
+    ) -> list[tuple[str, str]]:
+        """Messages whose answers are waited for no longer, and why."""
+        now = time.monotonic()
+        found = {}
+        if self._registered is not None and now - absent.at > min(_LOOK_S, self._gone_s / 2):
+            online = frozenset(self._grid.get_node_ids())
+            absent.at = now
+            absent.since = {
+                sent.node: absent.since.get(sent.node, now)
+                for sent in waiting.values()
+                if sent.node not in online
+            }
+        for message_id, sent in waiting.items():
+            if now - sent.at > timeout_s > 0:
+                found[message_id] = f"expected an answer within {timeout_s:g} s, none came"
+            elif now - absent.since.get(sent.node, now) > self._gone_s:
+                found[message_id] = f"it has not been connected for {self._gone_s:g} s"
+        return list(found.items())
 
     def _replies(self, waiting: dict[str, _Sent]) -> Iterator[tuple[_Sent, Message]]:
         """What has come for those that wait, who wait no longer."""

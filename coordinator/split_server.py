@@ -42,6 +42,9 @@ _SERVICE, _SESSION = METHOD.strip("/").split("/")
 Admit = Callable[[Open], str]
 """Why a session is refused; "" where it is expected."""
 
+Count = Callable[[int, int], None]
+"""Told of bytes that came up and went down in a session."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -50,10 +53,16 @@ class Limits:
     rows: int  # samples of one message
     rows_together: int = 256  # samples of one pass
     sessions: int = 1_000  # streams at once
+    handshake_s: float = 10.0  # from a connection's begin to the end of the TLS handshake
+    idle_s: float = 20.0  # that a connection has no stream
     open_s: float = 10.0  # from a stream's begin to its `open`
     message_s: float = 60.0  # from an answer to the next message
     resume_s: float = 60.0  # that a session outlives its stream
     linger_s: float = 0.002  # waited for others' messages where several devices are at work
+
+
+def _uncounted(up: int, down: int) -> None:
+    """Where nobody counts."""
 
 
 @dataclass(slots=True)
@@ -166,12 +175,14 @@ class SplitServer:
         *,
         address: str = "127.0.0.1:0",
         credentials: grpc.ServerCredentials | None = None,
+        count: Count = _uncounted,
     ) -> None:
         self._spec = spec
         self._admit = admit
         self._limits = limits
         self._address = address
         self._credentials = credentials
+        self._count = count
         self._batcher = Batcher(engine, limits)
         self._entries: dict[tuple[str, int, int], _Entry] = {}
         self._streams = 0
@@ -188,6 +199,8 @@ class SplitServer:
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", round(1000 * self._limits.handshake_s)),
+                ("grpc.max_connection_idle_ms", round(1000 * self._limits.idle_s)),
             ]
         )
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
@@ -272,12 +285,14 @@ class SplitServer:
                 return
             if isinstance(task, bytes):
                 await context.write(task)
+                self._count(len(blob), len(task))
                 continue
             entry.work = asyncio.create_task(self._work_on(entry, task))
             # The stream may end while the body works: the answer is then there for the next one.
             answer = await asyncio.shield(entry.work)
             entry.work = None
             await context.write(answer)
+            self._count(len(blob), len(answer))
             if not entry.session.sound:
                 self._forget(entry)
                 return

@@ -42,6 +42,7 @@ _APP_TEXT: Final = f"""\
 [project]
 name = "fedloom"
 version = "1.0.0"
+description = "Names a job; holds no code."
 license = "Apache-2.0"
 dependencies = ["flwr>=1.41,<1.43"]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running deployment: SuperLink on loopback, the gateway before it, and what restarts them.
 
-The gateway and the service of jobs are processes of their own, `python -m coordinator.up PART DIR`,
-which the supervisor of `run_deployment` keeps running beside SuperLink. Certificates are made at
-each start.
+The gateway, the service of jobs and the split server are processes of their own, `python -m
+coordinator.up PART DIR`, which the supervisor of `run_deployment` keeps running beside SuperLink.
+Certificates are made at each start.
 """
 
 from __future__ import annotations
@@ -242,9 +242,18 @@ def _serve_jobs(folder: Path) -> None:
     serve_jobs(folder.resolve(), start_for)
 
 
+def _serve_split(folder: Path) -> None:
+    # Imported here: the gateway and the jobs do without gRPC and onnxruntime.
+    from coordinator.jobs.split import serve_split
+
+    servers = folder.resolve() / "server"
+    serve_split(folder.resolve(), servers / "gateway.pem", servers / "gateway.key")
+
+
 _PARTS: Final[Mapping[str, Callable[[Path], None]]] = {
     "gateway": serve_gateway,
     "jobs": _serve_jobs,
+    "split": _serve_split,
 }
 
 if __name__ == "__main__":

@@ -24,7 +24,14 @@ _PACKAGES = (
 )
 
 # A run with good input that could not go on; their subclasses too.
-_FAILURES = {"CompileError", "JournalError", "MergeError", "NoClientsError", "TrainingError"}
+_FAILURES = {
+    "CompileError",
+    "DeniedError",
+    "JournalError",
+    "MergeError",
+    "NoClientsError",
+    "TrainingError",
+}
 
 # Who brings a package that is missing.
 _EXTRAS = {

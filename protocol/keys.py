@@ -48,6 +48,22 @@ def private_openssh(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def load_certificate(pem: str | bytes) -> x509.Certificate:
+    """A certificate in PEM. Raises: ValueError for anything else."""
+    try:
+        return x509.load_pem_x509_certificate(pem.encode() if isinstance(pem, str) else pem)
+    except x509.InvalidVersion as error:  # the one that is no ValueError
+        raise ValueError(str(error)) from None
+
+
+def load_request(pem: str | bytes) -> x509.CertificateSigningRequest:
+    """A request for a certificate in PEM. Raises: ValueError for anything else."""
+    try:
+        return x509.load_pem_x509_csr(pem.encode() if isinstance(pem, str) else pem)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from None
+
+
 def save_key(key: ec.EllipticCurvePrivateKey, path: Path) -> None:
     """Writes PEM that only its owner may read.
 

@@ -29,6 +29,7 @@ from protocol.errors import ManifestError, SignatureError
 from protocol.files import read_small
 from protocol.keys import (
     certificate_fingerprint,
+    load_certificate,
     load_key,
     new_key,
     private_pem,
@@ -117,7 +118,7 @@ class Authority:
         path = folder / CERTIFICATE_FILE
         try:
             key = load_key(folder / KEY_FILE)
-            certificate = x509.load_pem_x509_certificate(read_small(path, MAX_PEM_LENGTH))
+            certificate = load_certificate(read_small(path, MAX_PEM_LENGTH))
         except SignatureError as error:
             raise AuthorityError(str(error)) from error
         except (ManifestError, ValueError) as error:
@@ -192,7 +193,7 @@ class Authority:
             raw = pem.encode("ascii") if isinstance(pem, str) else pem
             if len(raw) > MAX_PEM_LENGTH:
                 return CertificateFault.MALFORMED
-            certificate = x509.load_pem_x509_certificate(raw)
+            certificate = load_certificate(raw)
         except ValueError:
             return CertificateFault.MALFORMED
         try:

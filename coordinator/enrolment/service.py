@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,7 +40,14 @@ from protocol.enrolment import (
     unpack_renew_request,
 )
 from protocol.errors import ContainerError, SignatureError, TooLongError, VersionError
-from protocol.keys import key_fingerprint, load_public, public_pem, require_p384, verify
+from protocol.keys import (
+    key_fingerprint,
+    load_public,
+    load_request,
+    public_pem,
+    require_p384,
+    verify,
+)
 from protocol.rejection import displayable
 
 MAX_CLOCK_ERROR_S: Final = 3_600
@@ -271,7 +277,7 @@ class _RefusedError(Exception):
 def _proven_key(pem: str) -> ec.EllipticCurvePublicKey:
     """The key of a CSR that its sender has: the CSR is signed by it."""
     try:
-        csr = x509.load_pem_x509_csr(pem.encode("ascii"))
+        csr = load_request(pem)
         # The kind first: checking a signature by a huge RSA key takes long.
         key = require_p384("csr", csr.public_key())
         proven = csr.is_signature_valid

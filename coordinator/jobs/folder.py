@@ -60,6 +60,12 @@ class JobFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JobFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -83,6 +89,10 @@ class JobFolder:
     @property
     def journal(self) -> Path:
         return self.path / "journal.sqlite"
+
+    @property
+    def outstanding(self) -> Path:
+        return self.path / "outstanding.sqlite"
 
     @property
     def log(self) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,6 +21,7 @@ from coordinator.errors import (
 )
 from coordinator.job import Job, load_job
 from coordinator.jobs.folder import JobFolder, JobState
+from coordinator.jobs.outstanding import ExpectingLink, Outstanding
 from coordinator.jobs.registry import JobEntry, Outcome
 from coordinator.jobs.results import write_results
 from coordinator.jobs.tester import tester_of
@@ -124,7 +126,13 @@ def _play(
         return tester.evaluate({**first, **tensors}, validation)["accuracy"]
 
     devices = deployment.enrolment.devices
-    with Journal(folder.journal, keep_answers=True) as journal:
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(folder.journal, keep_answers=True))
+        link = open_link(job, devices.members_by_node, watch.tick)
+        streamed = _nothing_streamed
+        if job.is_split:
+            outstanding = stack.enter_context(Outstanding(folder.outstanding))
+            link, streamed = ExpectingLink(link, outstanding), outstanding.streamed
 
         def on_round(report: RoundReport) -> None:
             _count(devices, journal.contributors(entry.hash, report.round))
@@ -135,10 +143,11 @@ def _play(
             job,
             spec,
             {name: first[name] for name in spec.names},
-            open_link(job, devices.members_by_node, watch.tick),
+            link,
             journal,
             on_round,
             evaluate,
+            streamed=streamed,
             pairs=bundle.manifest.pairs,
             choose_by=choose_by if validation else None,
             watch=watch,
@@ -151,6 +160,10 @@ def _play(
         write_results(folder, entry, job, bundle, journal, tensors, result.offset, key)
     deployment.jobs.end(entry.name, Outcome.FINISHED)
     watch.say(doing="finished")
+
+
+def _nothing_streamed() -> tuple[int, int]:
+    return 0, 0
 
 
 def _count(devices: Devices, contributors: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ The answers come from the coordinator's own desk, so that both sides are tried t
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from client_sdk.errors import ClientError, IdentityChangedError, IdentityError, RefusedError
 from client_sdk.identity import Identity, leave_folder, plain_fingerprint, require_authority
-from coordinator.enrolment.authority import Authority
+from coordinator.enrolment.authority import Authority, CertificateFault
 from coordinator.enrolment.service import Enrolment
 from coordinator.enrolment.store import Store
 from protocol.enrolment import (
@@ -424,6 +425,43 @@ def test_files_that_were_there_before_are_left_alone(folder: Path) -> None:
         Identity(folder).key()
     leave_folder(folder)
     assert contents(folder) == {"certificate.pem": b"mine"}
+
+
+def of_no_version(pem: str) -> str:
+    """A certificate, or a request for one, that says it is of a version there is none of."""
+    begin, *lines, end = pem.strip().splitlines()
+    der = bytearray(base64.b64decode("".join(lines)))
+    # [0] EXPLICIT, and in requests plain: INTEGER of one byte, the first after the outer sequences.
+    place = der.index(b"\x02\x01") + 2
+    der[place] = 7
+    return "\n".join([begin, base64.b64encode(der).decode(), end]) + "\n"
+
+
+def test_certificates_of_no_version_are_refused(member: Identity, coordinator: Coordinator) -> None:
+    raw = coordinator.service.renew(member.renew_request(coordinator.clock()))
+    for field in ("certificate", "authority"):
+        spoilt = coordinator.signed(
+            enrolled(raw), **{field: of_no_version(getattr(enrolled(raw), field))}
+        )
+        with pytest.raises(IdentityError):
+            member.renew(spoilt)
+    with pytest.raises(IdentityError, match="expected a certificate in PEM"):
+        require_authority(of_no_version(coordinator.authority.pem), "0" * 64)
+
+
+def test_requests_of_no_version_are_refused_by_the_coordinator(
+    folder: Path, coordinator: Coordinator
+) -> None:
+    asked = unpack_enrol_request(
+        Identity(folder).enrol_request(coordinator.service.create_token("cam"))
+    )
+    spoilt = pack_enrolment(replace(asked, csr=of_no_version(asked.csr)))
+    with pytest.raises(RefusedError, match="csr: expected a PKCS#10 request"):
+        Identity(folder).join(
+            coordinator.service.enrol(spoilt), fingerprint=coordinator.authority.fingerprint
+        )
+    found = coordinator.authority.check(of_no_version(coordinator.authority.pem))
+    assert found is CertificateFault.MALFORMED
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)

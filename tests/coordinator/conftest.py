@@ -14,6 +14,7 @@ from client_sdk.memory import FolderMemory
 from client_sdk.updates import respond
 from coordinator.job import Job
 from coordinator.link import Failure, Outgoing, never
+from protocol.factors import FactorPair
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
@@ -57,19 +58,24 @@ class DriftTrainer:
         return {"accuracy": float(1 / (1 + abs(data["x"].mean()))), "loss": 1.0}
 
 
-def manifest_of(job: Job) -> Manifest:
+def manifest_of(
+    job: Job, initial: Tensors = INITIAL, pairs: tuple[FactorPair, ...] = ()
+) -> Manifest:
     return Manifest(
         job=job.hash(),
         backbone="none",
         method="none",
         task="classification",
         class_names=("a", "b"),
-        trainable=ParamSpec.of(INITIAL),
+        trainable=ParamSpec.of(initial),
         state=ParamSpec(()),
         inputs=(),
         preprocessing=Preprocessing(kind="array"),
-        training=TrainingSpec(batch_size=8, optimizer="sgd", learning_rate=0.1),
+        training=TrainingSpec(
+            batch_size=8, optimizer="sgd", learning_rate=0.1, scaffold=job.training.scaffold
+        ),
         graphs={},
+        pairs=pairs,
     )
 
 
@@ -84,6 +90,8 @@ class FakeLink:
     held_out: int = 4
     memory: Path | None = None
     """Where clients keep what they keep between rounds; None: they cannot."""
+    initial: Tensors = field(default_factory=lambda: INITIAL)
+    pairs: tuple[FactorPair, ...] = ()
     asked: list[Outgoing] = field(default_factory=list)
 
     says: Callable[[str], Readiness] = lambda client: Readiness()
@@ -116,8 +124,8 @@ class FakeLink:
         try:
             blob = respond(
                 plan,
-                bundle_manifest=manifest_of(self.job),
-                initial=INITIAL,
+                bundle_manifest=manifest_of(self.job, self.initial, self.pairs),
+                initial=self.initial,
                 trainer=DriftTrainer(),
                 data_fit=data,
                 data_held_out=held_out,

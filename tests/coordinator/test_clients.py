@@ -1,7 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from coordinator.clients import choose_clients, client_rank, client_seed
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.clients import choose_clients, client_rank, client_seed, eligible
+from protocol.readiness import Readiness
+
+numbers = st.none() | st.integers(0, 9)
+surveys = st.dictionaries(
+    st.sampled_from("abcdefgh"),
+    st.builds(
+        Readiness, ready=st.booleans(), reason=st.sampled_from(["", "no mains"]),
+        samples=numbers, free_memory_mb=numbers,
+    ),
+)  # fmt: skip
+
+
+def oracle(said: Mapping[str, Readiness], samples: int, memory: int) -> set[str]:
+    """Word by word: ready, and so many samples and so much memory where they are asked for."""
+    able = set()
+    for name in said:
+        if not said[name].ready:
+            continue
+        has = said[name].samples if said[name].samples is not None else -1
+        free = said[name].free_memory_mb if said[name].free_memory_mb is not None else -1
+        if samples > 0 and has < samples:
+            continue
+        if memory > 0 and free < memory:
+            continue
+        able.add(name)
+    return able
+
+
+@given(said=surveys, samples=st.integers(0, 9), memory=st.integers(0, 9))
+def test_eligible_are_the_ready_that_have_what_is_asked_for(
+    said: dict[str, Readiness], samples: int, memory: int
+) -> None:
+    able, why = eligible(said, min_samples=samples, min_memory_mb=memory)
+    assert able == sorted(oracle(said, samples, memory))
+    assert why.keys() == said.keys() - set(able) and all(why.values())
+
+
+def test_reasons_say_what_a_client_has_and_what_is_asked_for() -> None:
+    said = {
+        "a": Readiness(ready=False, reason="runs on battery"),
+        "b": Readiness(samples=3),
+        "c": Readiness(samples=9),
+        "d": Readiness(ready=False),
+    }
+    assert eligible(said, min_samples=5, min_memory_mb=64)[1] == {
+        "a": "runs on battery",
+        "b": "it has 3 samples, rounds.min_samples asks for 5",
+        "c": "it has an unknown number of MiB of free memory, rounds.min_memory_mb asks for 64",
+        "d": "it says that it is not ready, and not why",
+    }
 
 
 def test_choice_depends_on_seed_and_round_alone() -> None:

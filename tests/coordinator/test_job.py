@@ -255,15 +255,20 @@ def test_name_and_path_of_a_backbone_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_hash_ignores_name_and_simulation_and_nothing_else() -> None:
-    job = parse_job(JOB, ["rounds.clients_per_round=4"], folder=HERE)
+    job = parse_job(JOB, folder=HERE)
     same = replace(
         job,
         job=JobSection(name="other", seed=3),
         simulation=SimulationSection(backend="ray", engine="torch", device="cuda"),
     )
     assert same.hash() == job.hash()
-    as_float = parse_job(JOB.replace("= 1\n", "= 1.0\n"), folder=HERE)
-    assert as_float.hash() == parse_job(JOB, folder=HERE).hash() != job.hash()
+    assert parse_job(JOB.replace("= 1\n", "= 1.0\n"), folder=HERE).hash() == job.hash()
+    # Of two keys one goes only with the other.
+    some, more = (
+        parse_job(JOB, ["rounds.clients_per_round=4", f"rounds.over_selection={x}"], folder=HERE)
+        for x in (1, 1.5)
+    )
+    assert some.hash() != more.hash()
     for section in fields(Job):
         if section.name in ("simulation", "method"):
             continue
@@ -272,9 +277,9 @@ def test_hash_ignores_name_and_simulation_and_nothing_else() -> None:
             value = getattr(before, item.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            half = value / 2 + 0.001
-            fits = "." in str(value) and half >= (item.metadata["low"] or 0)
-            changed = replace(before, **{item.name: half if fits else 2})
+            if item.name == "over_selection":
+                continue
+            changed = replace(before, **{item.name: value / 2 + 0.001 if "." in str(value) else 2})
             if changed == before:
                 continue
             other = replace(job, **{section.name: changed})
@@ -338,3 +343,19 @@ def test_any_text_is_a_job_or_a_job_error(text: str) -> None:
         parse_job(text, folder=HERE)
     except JobError as error:
         assert error.faults
+
+
+def test_more_clients_are_asked_than_drawn_only_where_some_are_drawn() -> None:
+    rounds = RoundsSection(clients_per_round=10, over_selection=1.1)
+    assert rounds.asked == 11, "and not 12, which rounding up 11.000000000000002 gives"
+    assert rounds.enough == 10
+    assert replace(rounds, quorum=7).enough == 7
+    assert replace(rounds, over_selection=1.0).enough == 0
+    assert RoundsSection().asked == 0
+    assert replace(rounds, clients_per_round=3, over_selection=1.5).asked == 5
+    (fault,) = faults_of(JOB, "rounds.over_selection=1.5")
+    assert "rounds.clients_per_round above 0: all are asked already" in fault
+    wide = ["rounds.clients_per_round=4", "rounds.over_selection=1.5"]
+    parse_job(JOB, [*wide, "rounds.quorum=6"], folder=HERE)
+    (fault,) = faults_of(JOB, *wide, "rounds.quorum=7")
+    assert "up to the 6 clients of a round" in fault

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from coordinator import up
 from coordinator.deployment import Deployment, Settings
 from coordinator.enrolment.devices import Device
 from coordinator.errors import RegistryError, SuperLinkError
+from coordinator.superlink import Node
 from coordinator.up import Registrar, hooks_of
 from protocol.enrolment import Refusal, unpack_enrolment_answer
 
@@ -26,6 +26,7 @@ class FakeNodes:
     def __init__(self, *failures: str) -> None:
         self.failures = list(failures)
         self.registered: list[str] = []
+        self.others: list[int] = []  # known beside those that are registered here
         self.called = threading.Semaphore(0)
 
     def register(self, public_key: bytes, *, name: str = "") -> int:
@@ -38,6 +39,9 @@ class FakeNodes:
         finally:
             self.called.release()
 
+    def all(self) -> list[Node]:
+        return [Node(number, "registered") for number in self.others]
+
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
@@ -47,7 +51,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 
 def registrar(deployment: Deployment, nodes: Any) -> Registrar:
-    return Registrar(nodes, deployment.enrolment.devices.all)
+    return Registrar(nodes, deployment.enrolment.devices)
 
 
 def member(deployment: Deployment, folder: Path, hooks: Any) -> Device:
@@ -100,9 +104,8 @@ def test_members_are_let_in_strangers_and_revoked_ones_are_not(
 
 def test_bundles_are_found_by_their_hash_alone(deployment: Deployment) -> None:
     hooks = hooks_of(deployment, registrar(deployment, FakeNodes()))
-    folder = deployment.folder / "bundles" / ("ab" * 32)
-    folder.mkdir(parents=True)
-    assert hooks.find_bundle("ab" * 32) == folder
+    deployment.jobs.add("wards", "ab" * 32)
+    assert hooks.find_bundle("ab" * 32) == deployment.folder / "jobs" / "wards" / "bundle"
     assert hooks.find_bundle("cd" * 32) is None
 
 
@@ -141,14 +144,38 @@ def test_a_registry_that_cannot_be_read_is_read_again(
         deployment, tmp_path / "a", hooks_of(deployment, registrar(deployment, FakeNodes("down")))
     )
     calls: list[int] = []
+    members = deployment.enrolment.devices.all
 
-    def members() -> list[Device]:
+    def locked_at_first() -> list[Device]:
         calls.append(1)
         if len(calls) == 1:
             raise RegistryError("locked")
-        return [replace(device)]
+        return members()
 
+    monkeypatch.setattr(deployment.enrolment.devices, "all", locked_at_first)
     nodes = FakeNodes()
-    with Registrar(nodes, members):  # type: ignore[arg-type]
+    with registrar(deployment, nodes):
         assert nodes.called.acquire(timeout=10)
     assert nodes.registered == [device.name] and len(calls) == 2
+
+
+def test_superlinks_numbers_say_who_is_who(deployment: Deployment, tmp_path: Path) -> None:
+    nodes = FakeNodes()
+    hooks = hooks_of(deployment, registrar(deployment, nodes))
+    names = [member(deployment, tmp_path / name, hooks).name for name in "ab"]
+    assert deployment.enrolment.devices.members_by_node() == {1: names[0], 2: names[1]}
+    deployment.enrolment.revoke(names[0])
+    assert deployment.enrolment.devices.members_by_node() == {2: names[1]}
+
+
+@pytest.mark.parametrize(("others", "found"), [([1, 77], 77), ([1], None), ([1, 77, 78], None)])
+def test_a_number_that_a_crash_kept_from_us_is_the_one_that_nobody_has(
+    deployment: Deployment, tmp_path: Path, others: list[int], found: int | None
+) -> None:
+    nodes = FakeNodes()
+    hooks = hooks_of(deployment, registrar(deployment, nodes))
+    first = member(deployment, tmp_path / "a", hooks).name
+    nodes.failures, nodes.others = ["[code: 23] Public key already in use"], others
+    second = member(deployment, tmp_path / "b", hooks)
+    known = {1: first} | ({found: second.name} if found else {})
+    assert deployment.enrolment.devices.members_by_node() == known

@@ -93,6 +93,20 @@ def test_answers_come_while_others_are_still_at_work() -> None:
         assert finished[-1] == client
 
 
+def test_nobody_works_any_more_once_an_exchange_is_closed() -> None:
+    served: list[str] = []
+
+    def serve(asked: Asked) -> Iterator[tuple[str, bytes | Exception]]:
+        for client, _, blob in asked:
+            served.append(client)
+            yield client, blob
+
+    link = link_over(serve)
+    answers = list(link.exchange(outgoing(), closed=lambda: len(served) == 2))
+    assert [client for client, _ in answers] == served == ["c0", "c1"]
+    assert dict(link.exchange(outgoing(["c3", "c4"]))) == {"c3": b"c3", "c4": b"c4"}
+
+
 def test_failure_is_a_value_when_a_client_raises_or_stays_silent() -> None:
     def serve(asked: Asked) -> Iterator[tuple[str, bytes | Exception]]:
         for client, _, blob in asked:

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link of a deployment: the registry says who is who, and nobody holds up the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import Message
+
+from client_sdk.client_app import make_reply
+from coordinator.link import Failure, Outgoing
+from coordinator.server_app import FlowerLink
+from protocol import envelope
+from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
+from protocol.rejection import RejectionCode
+from simulations.grid import InProcessGrid
+
+JOB = "ab" * 32
+NODES = {2: "press-1", 3: "press-2", 4: "lathe"}
+SAYS = Readiness(samples=40, held_out=8, free_memory_mb=900, clock=12.5)
+
+
+class Devices(InProcessGrid):
+    """Nodes 2, 3, ... that answer when `ready` says so, under whatever name they claim."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__([f"claims-{n}" for n in range(count)], lambda asked: ())
+        self.online = set(self._names)
+        self.ready: Callable[[Message], bool] = lambda message: True
+        self.says: dict[int, bytes] = {}
+        self.pushed: list[Message] = []
+        self.asked: list[tuple[int, Survey]] = []
+
+    def get_node_ids(self) -> list[int]:
+        return sorted(self.online)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.pushed.extend(kept := list(messages))
+        return super().push_messages(kept)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for message_id in [id_ for id_ in message_ids if id_ in self._pending]:
+            message = self._pending[message_id]
+            node = message.metadata.dst_node_id
+            if node not in self.online or not self.ready(message):
+                continue
+            del self._pending[message_id]
+            _, blob = envelope.read_content(message.content)
+            if message.metadata.message_type == envelope.HELLO:
+                self.asked.append((node, unpack_survey(blob)))
+                blob = self.says.get(node, pack_readiness(SAYS))
+            yield make_reply(message, "press-1", blob)
+
+
+def link_of(grid: Devices, **options: Any) -> FlowerLink:
+    settings = {"names": lambda: NODES, "poll_s": 0.001, "survey_timeout_s": 0.05, **options}
+    return FlowerLink(grid, **settings)
+
+
+def is_hello(message: Message) -> bool:
+    return message.metadata.message_type == envelope.HELLO
+
+
+def test_a_survey_asks_all_that_are_connected_and_names_them_by_the_registry() -> None:
+    grid = Devices()
+    link = link_of(grid, split_port=9_443)
+    # All three claim to be press-1; nobody is asked for a name.
+    assert link.survey(JOB) == dict.fromkeys(("lathe", "press-1", "press-2"), SAYS)
+    assert sorted(grid.asked) == [(n, Survey(job=JOB, split_port=9_443)) for n in (2, 3, 4)]
+    outgoing = [Outgoing("lathe", "fit", b"for the lathe")]
+    assert list(link.exchange(outgoing)) == [("lathe", b"for the lathe")]
+    assert grid.pushed[-1].metadata.dst_node_id == 4
+
+
+def test_a_node_that_the_registry_does_not_know_is_not_asked() -> None:
+    grid = Devices(5)
+    assert sorted(link_of(grid).survey(JOB)) == ["lathe", "press-1", "press-2"]
+    assert sorted({node for node, _ in grid.asked}) == [2, 3, 4]
+
+
+def test_who_is_away_or_answers_nonsense_is_not_ready_and_holds_up_nobody() -> None:
+    grid = Devices()
+    grid.online = {3, 4}
+    grid.says = {3: b"{", 4: b""}
+    said = link_of(grid).survey(JOB)
+    assert said["press-1"] == Readiness(ready=False, reason="it is not connected")
+    assert not said["press-2"].ready and "its answer cannot be read" in said["press-2"].reason
+    assert said["lathe"] == Readiness()
+
+
+def test_names_are_asked_afresh_and_of_two_nodes_the_connected_one_counts() -> None:
+    grid = Devices()
+    names = dict(NODES)
+    link = link_of(grid, names=lambda: names)
+    link.survey(JOB)
+    del names[2]
+    names[3] = "press-1"
+    names[9] = "press-1"
+    assert sorted(link.survey(JOB)) == ["lathe", "press-1"]
+    list(link.exchange([Outgoing("press-1", "fit", b"x")]))
+    assert grid.pushed[-1].metadata.dst_node_id == 3
+    gone = link.refused("press-2")
+    assert gone is not None and gone.code == RejectionCode.REVOKED
+    assert link.refused("press-1") is None and link.refused("lathe") is None
+    asked = link_of(grid, refused=lambda client: gone if client == "lathe" else None)
+    assert asked.refused("lathe") == gone and asked.refused("press-2") is None
+    ((_, failure),) = link.exchange([Outgoing("press-2", "fit", b"x")])
+    assert failure == Failure(
+        code=RejectionCode.NO_REPLY, reason="no node is known for this client"
+    )
+
+
+def test_whoever_does_not_answer_a_survey_in_time_is_at_work_until_it_does() -> None:
+    grid = Devices()
+    link = link_of(grid)
+    grid.ready = lambda message: message.metadata.dst_node_id != 3
+    said = link.survey(JOB)
+    assert said["press-2"] == Readiness(
+        ready=False, reason="expected an answer within 0.05 s, none came"
+    )
+    started = time.monotonic()
+    grid.pushed.clear()
+    assert "still at work" in link.survey(JOB)["press-2"].reason
+    assert time.monotonic() - started < 0.05, "nobody waits for it a second time"
+    assert 3 not in [message.metadata.dst_node_id for message in grid.pushed]
+    grid.ready = lambda message: True
+    assert link.survey(JOB)["press-2"] == SAYS
+
+
+def test_a_device_left_behind_by_a_closed_exchange_is_at_work_until_its_late_answer() -> None:
+    grid = Devices()
+    link = link_of(grid)
+    link.survey(JOB)
+    grid.ready = lambda message: is_hello(message) or message.metadata.dst_node_id != 4
+    polls = iter([False] * 5 + [True] * 9)
+    outgoing = [Outgoing(name, "fit", b"plan") for name in ("lathe", "press-1", "press-2")]
+    answers = list(link.exchange(outgoing, closed=lambda: next(polls)))
+    assert [client for client, _ in answers] == ["press-1", "press-2"]
+    said = link.survey(JOB)
+    assert [name for name in said if not said[name].ready] == ["lathe"]
+    # A device that has lost its connection has lost the plan as well.
+    grid.online.remove(4)
+    assert link.survey(JOB)["lathe"].reason == "it is not connected"
+    grid.online.add(4)
+    assert link.survey(JOB)["lathe"] == SAYS
+
+
+def test_answers_that_came_together_with_the_last_one_are_not_waited_for_again() -> None:
+    grid = Devices()
+    link = link_of(grid)
+    link.survey(JOB)
+    outgoing = [Outgoing(name, "fit", b"plan") for name in ("lathe", "press-1", "press-2")]
+    answers = link.exchange(outgoing)
+    next(answers)
+    answers.close()
+    assert all(readiness.ready for readiness in link.survey(JOB).values())
+
+
+def test_a_device_that_is_gone_for_long_is_not_waited_for() -> None:
+    grid = Devices()
+    link = link_of(grid, gone_s=0.1)
+    link.survey(JOB)
+    answers = link.exchange([Outgoing(name, "fit", b"plan") for name in ("press-1", "lathe")])
+    assert next(answers)[0] == "press-1"
+    grid.online = {2, 3}
+    grid.ready = lambda message: message.metadata.dst_node_id != 4
+    answers = link.exchange([Outgoing(name, "fit", b"plan") for name in ("press-1", "lathe")])
+    found = dict(answers)
+    assert found["press-1"] == b"plan"
+    reason = "it has not been connected for 0.1 s"
+    assert found["lathe"] == Failure(code=RejectionCode.NO_REPLY, reason=reason)
+    link.survey(JOB)
+    ((_, failure),) = link.exchange([Outgoing("lathe", "fit", b"plan")])
+    assert failure == Failure(code=RejectionCode.NO_REPLY, reason="it is not connected")
+
+
+def test_an_answer_that_another_node_sent_is_a_failure() -> None:
+    class Forging(Devices):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            for reply in super().pull_messages(message_ids):
+                if not is_hello(reply):
+                    reply.metadata.__dict__["_src_node_id"] = 4
+                yield reply
+
+    link = link_of(Forging())
+    link.survey(JOB)
+    ((client, failure),) = link.exchange([Outgoing("press-1", "fit", b"x")])
+    assert client == "press-1" and isinstance(failure, Failure)
+    assert failure.code == RejectionCode.WRONG_CLIENT
+
+
+@pytest.mark.parametrize("waiting", ["survey", "exchange", "pause"])
+def test_the_operator_s_stop_ends_whatever_waits(waiting: str) -> None:
+    grid = Devices()
+    ticks = 0
+
+    class StopError(Exception):
+        pass
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks > 20:
+            raise StopError
+
+    link = link_of(grid, tick=tick, survey_timeout_s=60.0)
+    link.survey(JOB)
+    grid.ready = lambda message: False
+    with pytest.raises(StopError):
+        match waiting:
+            case "survey":
+                link.survey(JOB)
+            case "exchange":
+                list(link.exchange([Outgoing("lathe", "fit", b"x")]))
+            case _:
+                link.pause(60)
+
+
+def test_a_survey_in_the_midst_of_an_exchange_asks_only_those_that_are_free() -> None:
+    grid = Devices()
+    link = link_of(grid)
+    link.survey(JOB)
+    grid.ready = lambda message: is_hello(message) or message.metadata.dst_node_id != 4
+    outgoing = [Outgoing(name, "fit", b"plan") for name in ("lathe", "press-1")]
+    answers = link.exchange(outgoing)
+    assert next(answers) == ("press-1", b"plan")
+    said = link.survey(JOB)
+    assert [name for name in said if not said[name].ready] == ["lathe"]
+    grid.ready = lambda message: True
+    assert list(answers) == [("lathe", b"plan")], "and takes nobody's answer away"
+    assert link.survey(JOB)["lathe"] == SAYS
+
+
+def test_nothing_to_send_just_now_is_asked_for_again() -> None:
+    link = link_of(Devices())
+    link.survey(JOB)
+    heard: list[str] = []
+
+    def outgoing() -> Iterator[Outgoing | None]:
+        yield Outgoing("lathe", "fit", b"1")
+        while not heard:
+            yield None
+        yield Outgoing("press-1", "fit", b"2")
+
+    for client, _ in link.exchange(outgoing()):
+        heard.append(client)
+    assert heard == ["lathe", "press-1"]
