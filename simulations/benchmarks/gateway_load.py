@@ -31,18 +31,26 @@ _POLL_BODY: Final = 200  # bytes, as those of Flower's requests for messages
 def gateway_requests(
     progress: ProgressListener, *, devices: int = 50, requests: int = 60
 ) -> list[Figure]:
-    """`gateway_requests_per_s`, `gateway_p99_ms` and `gateway_devices`: small requests of so many
-    devices that each ask again as soon as they are answered."""
+    """`gateway_requests_per_s`, `gateway_cpu_ms`, `gateway_p99_ms` and `gateway_devices`: small
+    requests of so many devices that each ask again as soon as they are answered."""
     progress.stage(f"gateway: {devices} devices enrol")
     with serving(devices) as served:
         _asked(served, requests=3, body=_POLL_BODY)  # connections, caches, first compilations
         progress.stage(f"gateway: {devices * requests} requests")
+        before = served.cpu_s()
         done = _asked(served, requests=requests, body=_POLL_BODY)
+        cpu = served.cpu_s() - before
     rate = len(done.seconds) / done.wall_s
     p99 = 1000 * float(np.percentile(done.seconds, 99))
     note = f"{devices} devices at once, {len(done.seconds)} requests in {done.wall_s:.1f} s"
     return [
         figure("gateway_requests_per_s", rate, unit="1/s", note=note),
+        figure(
+            "gateway_cpu_ms",
+            1000 * cpu / len(done.seconds),
+            unit="ms",
+            note="processor time of the gateway alone, a request",
+        ),
         figure("gateway_p99_ms", p99, unit="ms", note=f"while {devices} devices ask all the time"),
         figure(
             "gateway_devices",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,13 @@ class Served:
     port: int
     authority: str  # PEM
     keys: Sequence[ec.EllipticCurvePrivateKey]
+    process: int  # the gateway's
+
+    def cpu_s(self) -> float:
+        """Processor time that the gateway has used."""
+        stat = Path(f"/proc/{self.process}/stat").read_text(encoding="utf-8")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -63,7 +71,8 @@ def serving(devices: int, *, answer_bytes: int = 64) -> Iterator[Served]:
             stack.callback(_end, process)
         for each in (superlink, port):
             _wait_for(each)
-        yield Served(port=port, authority=authority, keys=keys)
+        # The gateway was started last.
+        yield Served(port=port, authority=authority, keys=keys, process=process.pid or 0)
 
 
 def _enrolled(

@@ -17,6 +17,7 @@ from simulations.progress import SilentProgress
 QUIET = SilentProgress()
 NAMES = [
     "gateway_requests_per_s",
+    "gateway_cpu_ms",
     "gateway_p99_ms",
     "gateway_devices",
     "gateway_up_mb_per_s",
@@ -27,8 +28,8 @@ NAMES = [
 
 
 def test_requests_of_real_members_are_counted() -> None:
-    rate, latest, devices = gateway_requests(QUIET, devices=2, requests=4)
-    assert rate.value > 0 and latest.value > 0
+    rate, cpu, latest, devices = gateway_requests(QUIET, devices=2, requests=4)
+    assert rate.value > 0 and cpu.value > 0 and latest.value > 0
     assert devices.value == pytest.approx(rate.value * POLL_S)
     assert rate.note.startswith("2 devices at once, 8 requests")
 
@@ -36,7 +37,7 @@ def test_requests_of_real_members_are_counted() -> None:
 def test_bytes_go_both_ways() -> None:
     up, down = gateway_bytes(QUIET, devices=1, requests=2, body=100_000)
     assert up.value > 0 and down.value > 0 and up.unit == "MB/s"
-    assert [up.name, down.name] == NAMES[3:5]
+    assert [up.name, down.name] == NAMES[4:6]
 
 
 def test_answers_and_rounds_are_committed() -> None:
@@ -47,8 +48,8 @@ def test_answers_and_rounds_are_committed() -> None:
 
 def test_names_of_the_figures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, of_it in (
-        ("gateway_requests", NAMES[:3]), ("gateway_bytes", NAMES[3:5]),
-        ("journal_commits", NAMES[5:]),
+        ("gateway_requests", NAMES[:4]), ("gateway_bytes", NAMES[4:6]),
+        ("journal_commits", NAMES[6:]),
     ):  # fmt: skip
         made = [figure(each, 1.0) for each in of_it]
         monkeypatch.setattr(deployment, name, lambda *_, made=made, **__: made)
