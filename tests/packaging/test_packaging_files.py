@@ -203,8 +203,9 @@ def test_pages_type_commands_that_fedloom_takes(
                     "export", "pip", "docker", "install", "systemd-run", "systemctl", "useradd",
                     "python3", "/opt/fedloom/bin/pip",
                 }, line  # fmt: skip
-                if "fedloom" in words and words[0] in ("docker", "systemd-run"):
-                    typed.append(words[words.index("fedloom") :])
+                names = [Path(word).name for word in words]
+                if "fedloom" in names and words[0] in ("docker", "systemd-run"):
+                    typed.append(words[names.index("fedloom") :])
     assert len(typed) == 3
     for words in typed:
         require_command(words)
