@@ -87,6 +87,28 @@ def test_unauthenticated_callers_are_refused(
     assert "submitted" not in ward.said("coordinator", "audit", ward.folder)
 
 
+def test_code_that_is_submitted_on_the_machine_itself_is_not_run(
+    deployed: Any, soon: Callable[..., bool], tmp_path: Path
+) -> None:
+    """Every user of the coordinator's machine reaches SuperLink, which asks nobody who they are."""
+    ward = deployed
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\napp = 1\n")
+    own = (ward.folder / "superlink" / "app" / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(own.replace("fedloom_app:nothing", "evil:app"))
+    words = [str(Path(sys.executable).parent / "flwr"), "run", str(app), "fedloom"]
+    flwr = {"FLWR_HOME": str(ward.folder / "superlink" / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+    subprocess.run(
+        words, env={**ward.environment(), **flwr}, cwd=tmp_path, timeout=60, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    log = ward.folder / "logs" / "superlink.log"
+    assert soon(lambda: "Finished task" in log.read_text(), 60), log.read_text()
+    assert "expected one of no job yet, found ''" in log.read_text()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_ports_of_the_operators_are_on_loopback(deployed: Any) -> None:
     """Another address of this machine reaches the gateway, and nothing beside it."""
     ward = deployed
