@@ -172,12 +172,13 @@ class Registrar:
                 return True
             try:
                 node = self._number(device)
-            except SuperLinkError as error:
+                if node is not None:
+                    self._devices.assign_node(device.name, node)
+            except (SuperLinkError, RegistryError, OSError) as error:
+                # The last two on a full disk, mostly.
                 _log.warning("%s: not registered yet: %s", device.name, error)
                 self._missing.set()
                 return False
-            if node is not None:
-                self._devices.assign_node(device.name, node)
             self._known.add(device.name)
             return True
 

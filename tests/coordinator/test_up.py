@@ -179,3 +179,27 @@ def test_a_number_that_a_crash_kept_from_us_is_the_one_that_nobody_has(
     second = member(deployment, tmp_path / "b", hooks)
     known = {1: first} | ({found: second.name} if found else {})
     assert deployment.enrolment.devices.members_by_node() == known
+
+
+@pytest.mark.parametrize("fault", [OSError("no space left"), RegistryError("disk is full")])
+def test_a_full_disk_does_not_end_the_registrar(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setattr(up, "_REGISTER_AGAIN_S", 0.01)
+    device = member(
+        deployment, tmp_path / "a", hooks_of(deployment, registrar(deployment, FakeNodes("down")))
+    )
+    nodes, devices = FakeNodes(), deployment.enrolment.devices
+    where, name = (nodes, "register") if isinstance(fault, OSError) else (devices, "assign_node")
+    works, faults = getattr(where, name), [fault]
+
+    def once_full(*arguments: Any, **named: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return works(*arguments, **named)
+
+    monkeypatch.setattr(where, name, once_full)
+    with registrar(deployment, nodes):
+        assert nodes.called.acquire(timeout=10)
+        assert isinstance(fault, OSError) or nodes.called.acquire(timeout=10)
+    assert set(nodes.registered) == {device.name}
