@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final, cast
+from typing import Final
 
 import httpx
 from starlette.types import Receive, Send
@@ -19,11 +17,6 @@ from coordinator.gateway.settings import GatewaySettings
 _TO_SUPERLINK: Final = (b"content-type", b"content-length", b"accept")
 _TO_DEVICE: Final = (b"content-type", b"content-length")
 _FLOWER: Final = b"flwr-"
-
-if importlib.util.find_spec("sniffio") is None:
-    # httpcore asks for it several times a request, and does without it where it is not installed.
-    # Python remembers no import that failed: it would look through all folders each time.
-    cast(dict[str, Any], sys.modules)["sniffio"] = None
 
 Headers = Iterable[tuple[bytes, bytes]]
 

@@ -79,5 +79,5 @@ def test_folder_without_a_model_is_refused(make_setup: Callable[..., Any], tmp_p
 def test_a_job_for_devices_that_have_data_nobody_else_has_is_not_simulated(
     tiny_job: Callable[..., Any],
 ) -> None:
-    with pytest.raises(DataError, match='data.classes = "cat,dog": expected nothing'):
+    with pytest.raises(DataError, match=r'data\.classes = "cat,dog": expected nothing'):
         load_job_data(tiny_job("lora", data=DataSection(classes="cat,dog")))
