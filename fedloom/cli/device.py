@@ -188,6 +188,19 @@ def leave(home: _Home = _HOME) -> None:
 
 
 @app.command(cls=PlainCommand)
+def fetch(
+    job: Annotated[
+        str, typer.Option(metavar="HASH", help="Which job's (default: the last asked about).")
+    ] = "",
+    home: _Home = _HOME,
+) -> None:
+    """Fetch the bundle that predicts with what a finished job trained, and print its folder."""
+    from client_sdk.device import Device
+
+    typer.echo(Device(home).fetch_result(job))
+
+
+@app.command(cls=PlainCommand)
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle.")],
     images: Annotated[

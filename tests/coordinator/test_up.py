@@ -15,9 +15,11 @@ from coordinator import up
 from coordinator.deployment import Deployment, Settings
 from coordinator.enrolment.devices import Device
 from coordinator.errors import RegistryError, SuperLinkError
+from coordinator.jobs.registry import Outcome
 from coordinator.superlink import Node
 from coordinator.up import Registrar, hooks_of
 from protocol.enrolment import Refusal, unpack_enrolment_answer
+from protocol.files import result_of
 
 
 class FakeNodes:
@@ -107,6 +109,18 @@ def test_bundles_are_found_by_their_hash_alone(deployment: Deployment) -> None:
     deployment.jobs.add("wards", "ab" * 32)
     assert hooks.find_bundle("ab" * 32) == deployment.folder / "jobs" / "wards" / "bundle"
     assert hooks.find_bundle("cd" * 32) is None
+
+
+def test_results_are_found_once_their_job_is_finished(deployment: Deployment) -> None:
+    hooks = hooks_of(deployment, registrar(deployment, FakeNodes()))
+    deployment.jobs.add("wards", "ab" * 32)
+    predict = deployment.jobs_folder / "wards" / "predict"
+    predict.mkdir(parents=True)
+    assert hooks.find_bundle(result_of("ab" * 32)) is None, "it is not finished"
+    deployment.jobs.end("wards", Outcome.FINISHED)
+    assert hooks.find_bundle(result_of("ab" * 32)) == predict
+    predict.rmdir()
+    assert hooks.find_bundle(result_of("ab" * 32)) is None, "a split network has none"
 
 
 def test_what_superlink_did_not_take_is_told_again(

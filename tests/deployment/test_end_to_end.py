@@ -112,7 +112,12 @@ def test_three_jobs_over_three_devices(
             assert 0 <= summary["accuracy"] <= 1
             assert "<svg" in (folder / "report.html").read_text()
 
-        predicting = ward.folder / "jobs" / "lora" / "predict"
+        job = ward.job("lora")["hash"]
+        words = ["device", "fetch", "--job", job, "--dir", ward.home(0)]
+        predicting = ward.said(*words, device=True).strip()
+        assert Path(predicting).is_relative_to(ward.home(0))
+        words[3] = ward.job("sfprompt")["hash"]
+        assert "if it is finished" in ward.said(*words, device=True, code=2)
         status = json.loads(ward.said("device", "status", "--dir", ward.home(0), "--json"))
         words = ["device", "predict", predicting, digits(0, SAMPLES), "--json"]
         answer = json.loads(ward.said(*words, "--signer", status["signer"], device=True))
