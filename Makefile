@@ -48,6 +48,7 @@ bench: install  ## measure, and print the figures beside their targets
 	$(BIN)/fedloom bench aggregation --out bench/aggregation.json
 	$(BIN)/fedloom bench device --out bench/device.json
 	$(BIN)/fedloom bench split --out bench/split.json
+	$(BIN)/fedloom bench deployment --out bench/deployment.json
 	$(BIN)/fedloom bench simulation --out bench/simulation.json
 
 chaos: install  ## kill processes and break connections while a deployment runs

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import logging
 import random
+import re
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from client_sdk.errors import (
     ClientError,
     CoordinatorUnreachableError,
     DeniedError,
+    FetchError,
     IdentityError,
     RefusedError,
     SettingsError,
@@ -38,10 +40,12 @@ from client_sdk.identity import Identity, Membership
 from client_sdk.settings import Settings, absolute_source
 from client_sdk.supernode import SuperNode
 from protocol.enrolment import RefusalCode
+from protocol.files import result_of
 from protocol.node_headers import MAX_AGE_S, MAX_AHEAD_S
 
 DEFAULT_FOLDER: Final = Path("~/.local/share/fedloom/device")
 
+_JOB: Final = re.compile(r"[0-9a-f]{64}")
 _TICK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -152,6 +156,33 @@ class Device:
         from client_sdk.status import status_of
 
         return status_of(self.home, self._held())
+
+    def fetch_result(self, job: str = "") -> Path:
+        """The folder of a bundle that predicts with what a finished job trained.
+
+        Args:
+            job: the job's hash, 64 hex digits; "": the job that this device was asked about last.
+
+        Raises: FetchError where the job is not finished, or its network is split; DeniedError,
+            CoordinatorUnreachableError; SettingsError where no job is known.
+        """
+        from client_sdk.bundle_cache import DEFAULT_BYTES, BundleCache
+
+        held, settings, last = self._held(), self.home.settings(), self.home.last()
+        asked = last.get("work") or last.get("survey") or {}
+        job = job or str(asked.get("job", ""))
+        if not _JOB.fullmatch(job):
+            raise SettingsError(
+                "job: expected its hash, 64 hex digits, as the operator's `status --json` says it; "
+                f"found {job[:80]!r}"
+            )
+        gateway = Gateway(self.home.coordinator(), held.authority, self._identity.key())
+        most = settings.bundle_bytes if settings else DEFAULT_BYTES
+        cache = BundleCache(self.home.bundles, max_bytes=most)
+        try:
+            return cache.get(result_of(job), held.signing_key, gateway.download).folder
+        except FetchError as error:
+            raise FetchError(f"the result of job {job[:12]}, if it is finished: {error}") from error
 
     def leave(self) -> None:
         """Remove all that was made in the folder. Raises: RunningError, IdentityError."""

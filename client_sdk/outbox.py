@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from client_sdk.durable import locked, make_folder
+from client_sdk.durable import is_locked, locked, make_folder
 from client_sdk.errors import OutboxError, PlanError
 from protocol.errors import ContainerError
 from protocol.owned_files import PARTIAL, sync_folder, write_whole
@@ -167,6 +167,13 @@ class Outbox:
             except OSError as error:
                 raise _unusable(self._folder, error) from error
             yield
+
+    def is_answering(self) -> bool:
+        """Whether a process works on a plan now. Raises: OutboxError."""
+        try:
+            return is_locked(self._folder / _ANSWERING)
+        except OSError as error:
+            raise _unusable(self._folder, error) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from client_sdk.errors import (
     DataError,
     IdentityError,
     NotNowError,
+    OutboxError,
     PlanError,
     SettingsError,
 )
@@ -118,8 +119,7 @@ class Participant:
                     raise PlanError(f"plan: {error}") from None
                 noted.job, noted.round, noted.task = plan.job, plan.round, plan.task
                 self._require_conditions()
-                outbox = Outbox(self._home.outbox, max_bytes=self._settings.outbox_bytes)
-                return answer_once(plan_blob, outbox, functools.partial(self._worked, plan))
+                return answer_once(plan_blob, self._outbox(), functools.partial(self._worked, plan))
             except _OF_DATA as error:
                 noted.refused = str(error)
                 raise DataError(_kept_here(error)) from None
@@ -128,6 +128,8 @@ class Participant:
                 raise
 
     def _ready(self, asked: Survey) -> Readiness:
+        if self._outbox().is_answering():
+            raise NotNowError("it is at work on a plan")
         self._require_conditions()
         bundle = self._bundle(asked.job)
         if bundle.manifest.split is not None:
@@ -140,11 +142,21 @@ class Participant:
             held_out=sample_count(data.held_out),
             free_memory_mb=self._machine.free_memory_mb().value,
             clock=time.time(),
+            working=False,
         )
 
     def _not_ready(self, reason: str) -> Readiness:
+        try:
+            working = self._outbox().is_answering()
+        except OutboxError:
+            working = None
         free = self._machine.free_memory_mb().value
-        return Readiness(ready=False, reason=reason, free_memory_mb=free, clock=time.time())
+        return Readiness(
+            ready=False, reason=reason, free_memory_mb=free, clock=time.time(), working=working
+        )
+
+    def _outbox(self) -> Outbox:
+        return Outbox(self._home.outbox, max_bytes=self._settings.outbox_bytes)
 
     def _worked(self, plan: Plan, plan_blob: bytes) -> bytes:
         bundle = self._bundle(plan.job)

@@ -28,11 +28,13 @@ def fold_tensors(
     *,
     offset: Tensors = NOTHING,
     element: int | None = None,
+    name: str = "",
 ) -> Path:
     """Fold tensors trained in a bundle into its backbone, as a signed bundle in `out`; its folder.
 
     `element` takes one of the elements that a method chooses from, for every image: the backbone's
-    own graph, at the cost of the choice.
+    own graph, at the cost of the choice. `name` is what the manifest says in the place of the job,
+    64 hex digits; "": the job itself.
 
     Raises: MethodError, BackboneError: as `tuning.export.export_prediction`.
     """
@@ -42,6 +44,7 @@ def fold_tensors(
     nothing = ParamSpec(())
     manifest = dataclasses.replace(
         bundle.manifest,
+        job=name or bundle.manifest.job,
         trainable=nothing,
         state=nothing,
         pairs=(),

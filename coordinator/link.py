@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the round loop needs of a transport; the one over Flower is in `server_app.py`."""
+"""What the round loop needs of a transport; the one over Flower is in `flower_link.py`."""
 
 from __future__ import annotations
 

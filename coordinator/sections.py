@@ -196,9 +196,23 @@ class DataSection:
         below=1,
     )
     max_length: int = _key(24, "tokens a text is cut to", low=2, high=512)
+    classes: str = _key(
+        "",
+        'class names with commas between, such as "cat,dog", for a deployment whose coordinator '
+        "has no samples of its own; `dataset` is then not looked at",
+    )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of `classes`; () where the data set says them."""
+        return tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
 
     def __post_init__(self) -> None:
         _check(self, "data")
+        names = self.class_names
+        if names and (len(names) < 2 or len(set(names)) < len(names) or not all(names)):
+            allowed = "expected at least two different names with commas between"
+            raise JobError([Fault(key="data.classes", value=self.classes, allowed=allowed)])
         split = self.partition.rpartition(",")[2]
         setting = split.partition(":")[2]
         if split.startswith(("dirichlet", "shards")) and not 0 < float(setting) < math.inf:

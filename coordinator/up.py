@@ -22,11 +22,13 @@ from coordinator.gateway.server import run_gateway
 from coordinator.gateway.settings import GatewaySettings, Hooks
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.program import FOLDER_VARIABLE, write_program
+from coordinator.jobs.registry import Outcome
 from coordinator.jobs.service import serve_jobs
 from coordinator.superlink import HOST, Nodes, Runs, SuperLink
 from coordinator.supervisor import Command, Supervisor
 from protocol.enrolment import Enrolled, unpack_enrolment_answer
 from protocol.errors import ContainerError, SignatureError
+from protocol.files import result_of
 from protocol.keys import key_fingerprint, load_public
 from protocol.owned_files import PUBLIC, write_whole
 
@@ -130,8 +132,13 @@ def hooks_of(deployment: Deployment, register: Registrar) -> Hooks:
         return answer
 
     def find_bundle(digest: str) -> Path | None:
-        entry = deployment.jobs.by_hash(digest)
-        return None if entry is None else JobFolder(deployment.jobs_folder / entry.name).bundle
+        if entry := deployment.jobs.by_hash(digest):
+            return JobFolder(deployment.jobs_folder / entry.name).bundle
+        for entry in deployment.jobs.all():
+            if entry.outcome is Outcome.FINISHED and result_of(entry.hash) == digest:
+                folder = JobFolder(deployment.jobs_folder / entry.name).predict
+                return folder if folder.is_dir() else None
+        return None
 
     def seen(public_key: bytes, received: int, sent: int) -> None:
         if device := device_of(public_key):
@@ -180,12 +187,13 @@ class Registrar:
                 return True
             try:
                 node = self._number(device)
-            except SuperLinkError as error:
+                if node is not None:
+                    self._devices.assign_node(device.name, node)
+            except (SuperLinkError, RegistryError, OSError) as error:
+                # The last two on a full disk, mostly.
                 _log.warning("%s: not registered yet: %s", device.name, error)
                 self._missing.set()
                 return False
-            if node is not None:
-                self._devices.assign_node(device.name, node)
             self._known.add(device.name)
             return True
 

@@ -30,6 +30,11 @@ PREDICT_FILE: Final = "predict.safetensors"
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
+def result_of(job: str) -> str:
+    """The name, 64 hex digits like a job's, under which a job's predicting bundle is fetched."""
+    return hashlib.sha256(b"fedloom result\0" + job.encode("ascii")).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """What a file must be."""

@@ -50,6 +50,7 @@ class Readiness:
     held_out: int | None = None  # samples to test on
     free_memory_mb: int | None = None  # MiB
     clock: float | None = None  # seconds since 1970, by the client's clock
+    working: bool | None = None  # on a plan, just now
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -69,6 +70,8 @@ class Readiness:
             if clock > MAX_UNIX_TIME:
                 raise MalformedError(f"clock: expected at most {MAX_UNIX_TIME}, found {clock:g}")
             object.__setattr__(self, "clock", clock)
+        if self.working is not None:
+            _checks.boolean("working", self.working, error)
 
 
 def pack_survey(survey: Survey) -> bytes:
@@ -92,7 +95,7 @@ def unpack_readiness(raw: bytes) -> Readiness:
     """Raises: MalformedError, TooLongError, VersionError."""
     if not raw:
         return Readiness()
-    names = ("ready", "reason", "samples", "held_out", "free_memory_mb", "clock")
+    names = ("ready", "reason", "samples", "held_out", "free_memory_mb", "clock", "working")
     found = Readiness(**_parsed(raw, *names))
     require_canonical(_readiness_fields(found), raw)
     return found
@@ -111,6 +114,7 @@ def _readiness_fields(readiness: Readiness) -> dict[str, Any]:
         "held_out": readiness.held_out,
         "free_memory_mb": readiness.free_memory_mb,
         "clock": readiness.clock,
+        "working": readiness.working,
     }
 
 

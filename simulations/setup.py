@@ -38,9 +38,15 @@ def load_job_data(job: Job) -> Dataset:
 
     Raises:
         BackboneError: the backbone is unknown, or its folder has no configuration.
-        DataError: the data set is missing, broken, or not of the kind that the backbone reads.
+        DataError: the data set is missing, broken, or not of the kind that the backbone reads;
+            or the job is one for devices that have data nobody else has.
     """
     data = job.data
+    if data.classes:
+        raise DataError(
+            f'data.classes = "{data.classes}": expected nothing in a simulation, whose data set '
+            "says what its classes are; with it a job is for a deployment"
+        )
     dataset = load_dataset(
         data.dataset,
         seed=job.job.seed,

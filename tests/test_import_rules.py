@@ -35,7 +35,9 @@ ARROWS: dict[str, set[str]] = {
 # library -> the files and folders that may import it, and those that may do so when loaded
 # (everywhere else the import has to stand inside a function)
 FLWR_FILES = {
-    "coordinator/server_app.py",
+    "coordinator/flower_link.py",
+    "coordinator/flower_messages.py",
+    "simulations/server_app.py",
     "coordinator/jobs/process.py",
     "client_sdk/client_app.py",
     "client_sdk/pinned_app.py",

@@ -79,6 +79,10 @@ class JobFolder:
         return self.path / "bundle"
 
     @property
+    def predict(self) -> Path:
+        return self.path / "predict"
+
+    @property
     def body(self) -> Path:
         return self.path / "body"
 

@@ -24,7 +24,7 @@ from coordinator.jobs.folder import JobFolder, JobState
 from coordinator.jobs.outstanding import ExpectingLink, Outstanding
 from coordinator.jobs.registry import JobEntry, Outcome
 from coordinator.jobs.results import write_results
-from coordinator.jobs.tester import tester_of
+from coordinator.jobs.tester import open_tester
 from coordinator.journal import Journal
 from coordinator.link import Link
 from coordinator.reports import RoundReport
@@ -108,9 +108,9 @@ def _play(
     watch: _Watch,
 ) -> None:
     job = load_job(folder.job)
-    watch.say(doing="starting", rounds=job.rounds.count)
+    watch.plays(job)
     bundle = open_bundle(folder.bundle, public_key=public_key_hex(deployment.signing_key))
-    tester = tester_of(folder, bundle)
+    tester = open_tester(folder, bundle)
     first = bundle.initial()
     preprocessing = bundle.manifest.preprocessing
     test, validation = (
@@ -180,7 +180,13 @@ class _Watch:
         self._jobs = deployment.jobs
         self._name = name
         self._state = JobState()
+        self._asynchronous = False
         self._looked = 0.0
+
+    def plays(self, job: Job) -> None:
+        """What is played is known now."""
+        self._asynchronous = job.rounds.mode == "async"
+        self.say(doing="starting", rounds=job.rounds.count)
 
     def say(self, **changes: Any) -> None:
         """Change what `status` shows; why, unless it is told anew, holds no more."""
@@ -219,7 +225,11 @@ class _Watch:
     def asked(self, round: int, clients: Sequence[str]) -> None:
         """See `coordinator.watch.Watch`."""
         _log.info("round %d: asked %s", round, ", ".join(clients))
-        self.say(doing="training", round=round, asked=tuple(clients), answered=(), not_asked={})
+        # Of an asynchronous job each is asked by itself, while the others are at work.
+        at_work = [one for one in self._state.asked if one not in self._state.answered]
+        before = at_work if self._asynchronous and self._state.doing == "training" else []
+        asked = tuple(dict.fromkeys([*before, *clients]))
+        self.say(doing="training", round=round, asked=asked, answered=(), not_asked={})
 
     def answered(self, round: int, client: str, have: int) -> None:
         """See `coordinator.watch.Watch`."""
@@ -235,5 +245,8 @@ class _Watch:
             "round %d: %d updates of %d samples in %.1f s%s", report.round, report.updates,
             report.samples, report.seconds, f"; {report.note}" if report.note else "",
         )  # fmt: skip
-        self.say(doing="asking", round=report.round, asked=(), answered=())
+        if self._asynchronous:
+            self.say(round=report.round)
+        else:
+            self.say(doing="asking", round=report.round, asked=(), answered=())
         self.tick()

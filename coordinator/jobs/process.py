@@ -20,10 +20,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.deployment import Deployment
+from coordinator.flower_link import FlowerLink
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.player import play_job
 from coordinator.jobs.program import FOLDER_VARIABLE
-from coordinator.server_app import FlowerLink
 from coordinator.superlink import JOB_KEY
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from coordinator.reports import RoundReport
 from coordinator.summary import Played, summary_of, write_metrics
 from edge_runtime.bundle import Bundle
 from edge_runtime.split_trainer import kept_count
+from protocol.files import result_of
 from protocol.tensors import Tensors
 from reports.report import write_report
 
@@ -62,7 +63,8 @@ def _export(
     recipe = recipe_of(job, len(bundle.manifest.class_names))
     export_adapter(recipe, tensors, folder.path / "adapter", bundle.manifest, offset=offset)
     if "predict" in bundle.manifest.graphs:
-        fold_tensors(job, bundle, tensors, folder.path / "predict", key, offset=offset)
+        name = result_of(bundle.manifest.job)
+        fold_tensors(job, bundle, tensors, folder.predict, key, offset=offset, name=name)
 
 
 def _summary(

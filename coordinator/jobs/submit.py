@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -48,10 +48,18 @@ class Costs:
     score_flops_per_sample: float = 0.0
 
 
-def submit(deployment: Deployment, job: Job, own: OwnData, *, name: str = "") -> JobEntry:
+def submit(
+    deployment: Deployment,
+    job: Job,
+    own: OwnData,
+    *,
+    name: str = "",
+    stage: Callable[[str], None] = lambda what: None,
+) -> JobEntry:
     """Compile a job, sign its bundle, and have the deployment play it.
 
     It is entered last and at once: a crash before leaves a folder that the next try replaces.
+    `stage` is told what takes long before it begins.
 
     Raises: DeploymentError for a name or a job that is there already; JobError, BackboneError,
         MethodError, CompileError for what cannot be compiled.
@@ -67,6 +75,7 @@ def submit(deployment: Deployment, job: Job, own: OwnData, *, name: str = "") ->
     for left in (folder.path, new):
         if left.exists():
             shutil.rmtree(left)
+    stage("compiling the training step; the first time takes a minute")
     new.mkdir(mode=0o700, parents=True)
     _fill(JobFolder(new), deployment, job, own)
     _sync_all(new)
@@ -140,15 +149,5 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def _sync_all(folder: Path) -> None:
     """Copies are made without a sync; what the registry names must be there after a power cut."""
-    import os
-
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    for path in (*folder.rglob("*/"), folder):
-        if path.is_dir():
-            sync_folder(path)
+    for path in (*folder.rglob("*"), folder):
+        sync_folder(path)  # of a file it syncs the file

@@ -31,7 +31,7 @@ class Tester(Protocol):
         ...
 
 
-def tester_of(folder: JobFolder, bundle: Bundle) -> Tester:
+def open_tester(folder: JobFolder, bundle: Bundle) -> Tester:
     """For a job's bundle; graphs are loaded when they are first needed."""
     if bundle.manifest.split is None:
         return OnnxTrainer(bundle)

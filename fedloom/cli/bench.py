@@ -32,6 +32,7 @@ class _Bench(StrEnum):
     DEVICE = "device"
     AGGREGATION = "aggregation"
     SPLIT = "split"
+    DEPLOYMENT = "deployment"
 
 
 @app.command(cls=PlainCommand)
@@ -62,6 +63,12 @@ def aggregation(as_json: _Json = False, out: _Out = None, quick: _Quick = False)
 def split(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Split training: parity with the whole network, operations, bytes and speed."""
     _measure(_Bench.SPLIT, as_json=as_json, out=out, quick=quick)
+
+
+@app.command(cls=PlainCommand)
+def deployment(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """What a deployment's gateway and journal carry: requests, bytes, commits."""
+    _measure(_Bench.DEPLOYMENT, as_json=as_json, out=out, quick=quick)
 
 
 def _measure(bench: _Bench, *, as_json: bool, out: Path | None, quick: bool) -> None:

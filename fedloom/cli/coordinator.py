@@ -12,6 +12,7 @@ import typer
 
 from fedloom.cli import jobs
 from fedloom.cli.plain import PlainCommand
+from fedloom.cli.variables import COORDINATOR_VARIABLE, FINGERPRINT_VARIABLE, TOKEN_VARIABLE
 from fedloom.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -86,8 +87,13 @@ def create(
     quota: Annotated[int, typer.Option(help="Devices that may use it.")] = 1,
     hours: Annotated[float, typer.Option(help="Hours until it is worth nothing.")] = 1.0,
     as_json: _Json = False,
+    as_env: Annotated[
+        bool, typer.Option("--env", help="Print the variables that `device enroll` reads.")
+    ] = False,
 ) -> None:
     """Make a token. It is shown this once."""
+    if as_json and as_env:
+        raise UsageError("--json and --env are two forms of one answer: give one of them")
     from coordinator.deployment import Deployment
 
     with Deployment(folder) as open_:
@@ -97,6 +103,10 @@ def create(
     if as_json:
         told = {"token": token, "coordinator": url, "fingerprint": fingerprint}
         typer.echo(json.dumps(told, indent=2))
+    elif as_env:
+        typer.echo(f"{COORDINATOR_VARIABLE}={url}")
+        typer.echo(f"{TOKEN_VARIABLE}={token}")
+        typer.echo(f"{FINGERPRINT_VARIABLE}={fingerprint}")
     else:
         typer.echo(f"token        {token}")
         typer.echo(f"coordinator  {url}")

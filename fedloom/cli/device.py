@@ -5,17 +5,20 @@ them. None of it loads torch."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fedloom.cli.plain import PlainCommand
+from fedloom.cli.variables import COORDINATOR_VARIABLE, FINGERPRINT_VARIABLE, TOKEN_VARIABLE
 from fedloom.errors import UsageError
 
 if TYPE_CHECKING:
+    from client_sdk.identity import Membership
     from edge_runtime.adapter import Adapter
     from edge_runtime.bundle import Bundle
     from edge_runtime.predictor import Prediction
@@ -31,21 +34,45 @@ _Home = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="Where the device keeps what it is.")
 ]
 _HOME = Path("~/.local/share/fedloom/device")
+_TRY_AGAIN_S: Final = 0.5
 
 
 @app.command(cls=PlainCommand)
 def enroll(
-    coordinator: Annotated[str, typer.Option(metavar="URL", help="As the operator told it.")],
-    token: Annotated[str, typer.Option(help="As the operator told it; it is used up by this.")],
-    fingerprint: Annotated[
-        str, typer.Option(metavar="HEX", help="Of the coordinator's authority, from the operator.")
+    coordinator: Annotated[
+        str,
+        typer.Option(metavar="URL", envvar=COORDINATOR_VARIABLE, help="As the operator told it."),
     ],
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar=TOKEN_VARIABLE,
+            show_envvar=True,
+            help="As the operator told it; it is used up by this.",
+        ),
+    ],
+    fingerprint: Annotated[
+        str,
+        typer.Option(
+            metavar="HEX",
+            envvar=FINGERPRINT_VARIABLE,
+            help="Of the coordinator's authority, from the operator.",
+        ),
+    ],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="For a coordinator that does not answer yet.")
+    ] = 0.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Do nothing where this device is a member already.")
+    ] = False,
     home: _Home = _HOME,
 ) -> None:
     """Make this device a member of a deployment. Its key is made here and never leaves."""
-    from client_sdk import enrolment
+    from client_sdk.identity import Identity
 
-    held = enrolment.enroll(home.expanduser(), coordinator, token, fingerprint)
+    held = Identity(home.expanduser()).membership if once else None
+    if held is None:
+        held = _enrolled(home.expanduser(), coordinator, token, fingerprint, wait)
     typer.echo(f"device       {held.device}")
     typer.echo(f"coordinator  {held.coordinator}")
     typer.echo(f"signer       {held.signing_key}")
@@ -161,6 +188,19 @@ def leave(home: _Home = _HOME) -> None:
 
 
 @app.command(cls=PlainCommand)
+def fetch(
+    job: Annotated[
+        str, typer.Option(metavar="HASH", help="Which job's (default: the last asked about).")
+    ] = "",
+    home: _Home = _HOME,
+) -> None:
+    """Fetch the bundle that predicts with what a finished job trained, and print its folder."""
+    from client_sdk.device import Device
+
+    typer.echo(Device(home).fetch_result(job))
+
+
+@app.command(cls=PlainCommand)
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle.")],
     images: Annotated[
@@ -201,6 +241,24 @@ def predict(
     typer.echo(
         json.dumps(_document(bundle, names, found), indent=2) if as_json else _table(names, found)
     )
+
+
+def _enrolled(
+    home: Path, coordinator: str, token: str, fingerprint: str, wait_s: float
+) -> Membership:
+    """As `client_sdk.enrolment.enroll`, tried again while nobody answers."""
+    from client_sdk import enrolment
+    from client_sdk.errors import CoordinatorUnreachableError
+
+    last = time.monotonic() + wait_s
+    while True:
+        try:
+            return enrolment.enroll(home, coordinator, token, fingerprint)
+        except CoordinatorUnreachableError:
+            # The token was shown to nobody: that comes after the coordinator has answered once.
+            if time.monotonic() >= last:
+                raise
+        time.sleep(_TRY_AGAIN_S)
 
 
 def _status_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def doctor(
+    coordinator: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Look at this deployment's folder as well.")
+    ] = None,
+    device: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Look at this device's folder as well.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check this machine; each line is ok, warn or fail, with the mend. Fails if a line does."""
     from fedloom.doctor import State, examine
 
-    checks = examine()
+    checks = examine(coordinator=coordinator, device=device)
     failed = any(check.state is State.FAIL for check in checks)
     if as_json:
         document = {"checks": [asdict(check) for check in checks], "healthy": not failed}

@@ -62,8 +62,10 @@ def submit(
         # Only now, as it takes seconds to load: a wrong job file is told at once.
         from coordinator.jobs.submit import submit as enter
 
-        typer.echo("compiling the training step; the first time takes a minute", err=True)
-        entry = enter(deployment, loaded, _own_data(loaded), name=name)
+        entry = enter(
+            deployment, loaded, _own_data(loaded), name=name,
+            stage=lambda what: typer.echo(what, err=True),
+        )  # fmt: skip
         typer.echo(f"job          {entry.name}")
         typer.echo(f"hash         {entry.hash}")
         typer.echo(f"folder       {deployment.jobs_folder / entry.name}")
@@ -137,6 +139,8 @@ def _own_data(job: Job) -> OwnData:
     from simulations.clients import apart
     from simulations.setup import load_job_data
 
+    if job.data.classes:
+        return OwnData(name="the devices' own", class_names=job.data.class_names)
     dataset = load_job_data(job)
     test, validation = apart(dataset.test, job.data.validation, job.job.seed)
     return OwnData(

@@ -9,8 +9,8 @@ from typer.core import TyperCommand
 
 
 class PlainCommand(TyperCommand):
-    """A typer command with the backslash taken out that typer means for rich, used or not."""
+    """A typer command with the backslashes taken out that typer means for rich, used or not."""
 
     def get_help(self, ctx: click.Context) -> str:
         """The help text."""
-        return super().get_help(ctx).replace("\\[required]", "[required]")
+        return super().get_help(ctx).replace("\\[", "[")

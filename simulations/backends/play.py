@@ -12,10 +12,10 @@ from typing import Any
 from client_sdk.memory import FolderMemory
 from client_sdk.split import respond_split
 from client_sdk.updates import sample_count
+from coordinator.flower_link import FlowerLink
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import Result, run_rounds
-from coordinator.server_app import FlowerLink, make_server_app
 from edge_runtime import batch_plan, preprocess
 from edge_runtime.bundle import Bundle
 from edge_runtime.trainer import OnnxTrainer
@@ -28,6 +28,7 @@ from simulations.backends.prepared import MEMORY_FOLDER, PreparedClient, prepare
 from simulations.backends.sequential import SequentialClients
 from simulations.backends.split import LocalBodies
 from simulations.grid import InProcessGrid, Serve
+from simulations.server_app import make_server_app
 from simulations.setup import Setup
 from tuning.compiler import cohort_graph
 

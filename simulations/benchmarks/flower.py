@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.bundles import recipe_of
+from coordinator.flower_link import FlowerLink
 from coordinator.job import dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import Result, run_rounds
-from coordinator.server_app import FlowerLink, make_server_app
 from edge_runtime import batch_plan, open_bundle, preprocess
 from edge_runtime.trainer import OnnxTrainer
 from simulations.backends import ray
 from simulations.benchmarks.runs import Outcome, signed_bundle
+from simulations.server_app import make_server_app
 from simulations.setup import Setup
 
 _JOB_FILE: Final = "job.toml"

@@ -59,12 +59,17 @@ class Served:
         from coordinator.bundles import write_bundle
 
         job: str = made.bundle.manifest.job
-        folder = self.deployment.folder / "bundles" / job
+        folder = self.bundle_folder(job)
+        if self.deployment.jobs.by_hash(job) is None:
+            self.deployment.jobs.add(job, job)
         names = made.bundle.manifest.class_names
         key = self.deployment.signing_key
         split = made.bundle.manifest.split
         write_bundle(made.job, made.recipe, made.compiled, names, key, folder, split=split)
         return job
+
+    def bundle_folder(self, job: str) -> Path:
+        return self.deployment.jobs_folder / job / "bundle"
 
 
 Serve = Callable[..., Served]

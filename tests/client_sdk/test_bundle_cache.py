@@ -88,7 +88,7 @@ def test_bundle_is_fetched_once_and_opened_as_signed(
 def test_broken_connections_cost_what_was_not_yet_there(
     served: Any, device: Any, job: str, tmp_path: Path, cutting: Any
 ) -> None:
-    folder = served.deployment.folder / "bundles" / job
+    folder = served.bundle_folder(job)
     (folder / "large").write_bytes(os.urandom(600_000))
     manifest = Manifest.from_json((folder / "manifest.json").read_bytes())
     manifest = replace(manifest, files=hash_files(folder))
@@ -108,7 +108,7 @@ def test_fetch_that_is_given_up_goes_on_the_next_time(
     served: Any, device: Any, job: str, tmp_path: Path
 ) -> None:
     gateway = served.gateway(device)
-    size = (served.deployment.folder / "bundles" / job / BACKBONE_FILE).stat().st_size
+    size = (served.bundle_folder(job) / BACKBONE_FILE).stat().st_size
 
     @contextlib.contextmanager
     def gone(job: str, name: str, **options: Any) -> Iterator[Any]:
@@ -156,8 +156,8 @@ def test_nothing_is_fetched_that_another_signed(
 def test_another_jobs_manifest_is_refused(
     served: Any, device: Any, job: str, tmp_path: Path
 ) -> None:
-    bundles = served.deployment.folder / "bundles"
-    shutil.copytree(bundles / job, bundles / ("ab" * 32))
+    served.deployment.jobs.add("ab" * 32, "ab" * 32)
+    shutil.copytree(served.bundle_folder(job), served.bundle_folder("ab" * 32))
     with pytest.raises(FetchError, match="expected its manifest, found that of job"):
         cache(tmp_path).get("ab" * 32, signer(device), served.gateway(device).download)
 
@@ -165,7 +165,7 @@ def test_another_jobs_manifest_is_refused(
 def test_file_that_was_changed_on_the_server_is_refused(
     served: Any, device: Any, job: str, tmp_path: Path
 ) -> None:
-    path = served.deployment.folder / "bundles" / job / INITIAL_FILE
+    path = served.bundle_folder(job) / INITIAL_FILE
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -197,7 +197,7 @@ def test_least_recently_used_bundles_make_room(
         cache(tmp_path).get(each, signer(device), download)
     sizes = {held.job: held.size for held in cache(tmp_path).held()}
     assert list(sizes) == [other, job]
-    folder = served.deployment.folder / "bundles" / third
+    folder = served.bundle_folder(third)
     room = sizes[job] + sum(path.stat().st_size for path in folder.rglob("*"))
     cache(tmp_path, max_bytes=room).get(third, signer(device), download)
     assert [held.job for held in cache(tmp_path).held()] == [job, third]

@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_sdk.client_app import Client, NodeConfig, OpenClient, make_client_app
-from coordinator.server_app import _wrap
+from coordinator.flower_messages import wrapped
 from protocol import envelope
 
 
@@ -39,7 +39,7 @@ def ask(kind: str, blob: bytes, partition: Any = 3, client: OpenClient = open_cl
         state=RecordDict(),
         run_config=UserConfig(),
     )
-    return make_client_app(client)(_wrap(2, "?", kind, blob), context)
+    return make_client_app(client)(wrapped(2, "?", kind, blob), context)
 
 
 @pytest.mark.parametrize("kind", ["train.fit", "evaluate.score"])

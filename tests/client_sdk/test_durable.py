@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk.durable import locked, make_folder
+from client_sdk.durable import is_locked, locked, make_folder
 
 
 def test_folders_are_made_with_their_parents_for_this_user_alone(tmp_path: Path) -> None:
@@ -39,6 +39,7 @@ def test_lock_keeps_other_processes_out_and_ends_with_its_holder(tmp_path: Path)
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError):
             _try(path)
+        assert is_locked(path)
         process.kill()
     with locked(path), pytest.raises(BlockingIOError):
         _try(path)

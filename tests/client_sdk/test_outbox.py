@@ -482,7 +482,7 @@ def test_flower_message_asked_again_is_answered_from_the_outbox(device: Device) 
     from flwr.supercore.task_identity import TaskIdentity
 
     from client_sdk.client_app import Client, make_client_app
-    from coordinator.server_app import _wrap
+    from coordinator.flower_messages import wrapped
     from protocol import envelope
 
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -492,6 +492,6 @@ def test_flower_message_asked_again_is_answered_from_the_outbox(device: Device) 
     replies = []
     for _ in range(3):
         app = make_client_app(lambda _: Client(name="c1", answer=device.answer))
-        reply = app(_wrap(2, "?", "train.fit", blob_of()), context)
+        reply = app(wrapped(2, "?", "train.fit", blob_of()), context)
         replies.append(envelope.read_content(reply.content))
     assert replies == [replies[0]] * 3 and device.trainer.times == 1

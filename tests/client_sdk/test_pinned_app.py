@@ -27,7 +27,7 @@ def test_the_bundle_is_neither_unpacked_nor_loaded(
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supernode.runtime import run_clientapp as runner
 
-    from coordinator.server_app import _wrap
+    from coordinator.flower_messages import wrapped
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     for name in ("install_from_fab", "get_load_client_app_fn"):
@@ -39,7 +39,7 @@ def test_the_bundle_is_neither_unpacked_nor_loaded(
     fab = Fab("0" * 64, content.getvalue(), {})
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    asked = _wrap(1, "?", "query.hello", b"")
+    asked = wrapped(1, "?", "query.hello", b"")
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     run = Run.create_empty(1)
     run.fab_id, run.fab_version = "evil/evil", "1.0.0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ pytest.importorskip("flwr")
 from flwr.app import Message
 
 from client_sdk.client_app import make_reply
+from coordinator.flower_link import FlowerLink
 from coordinator.link import Failure, Outgoing
-from coordinator.server_app import FlowerLink
+from coordinator.liveness import Liveness
 from protocol import envelope
 from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
 from protocol.rejection import RejectionCode
@@ -34,6 +36,7 @@ class Devices(InProcessGrid):
         self.online = set(self._names)
         self.ready: Callable[[Message], bool] = lambda message: True
         self.says: dict[int, bytes] = {}
+        self.fails: set[int] = set()  # at plans
         self.pushed: list[Message] = []
         self.asked: list[tuple[int, Survey]] = []
 
@@ -55,11 +58,15 @@ class Devices(InProcessGrid):
             if message.metadata.message_type == envelope.HELLO:
                 self.asked.append((node, unpack_survey(blob)))
                 blob = self.says.get(node, pack_readiness(SAYS))
-            yield make_reply(message, "press-1", blob)
+            failed = node in self.fails and not is_hello(message)
+            yield make_reply(message, "press-1", RuntimeError("hot") if failed else blob)
 
 
 def link_of(grid: Devices, **options: Any) -> FlowerLink:
-    settings = {"names": lambda: NODES, "poll_s": 0.001, "survey_timeout_s": 0.05, **options}
+    settings = {
+        "names": lambda: NODES, "poll_s": 0.001, "survey_timeout_s": 0.05, "fresh_s": 0.0,
+        "patience_s": 0.02, **options,
+    }  # fmt: skip
     return FlowerLink(grid, **settings)
 
 
@@ -125,10 +132,9 @@ def test_whoever_does_not_answer_a_survey_in_time_is_at_work_until_it_does() -> 
         ready=False, reason="expected an answer within 0.05 s, none came"
     )
     started = time.monotonic()
-    grid.pushed.clear()
+    link._survey_timeout_s = 60.0
     assert "still at work" in link.survey(JOB)["press-2"].reason
-    assert time.monotonic() - started < 0.05, "nobody waits for it a second time"
-    assert 3 not in [message.metadata.dst_node_id for message in grid.pushed]
+    assert time.monotonic() - started < 30, "hardly anybody waits for it a second time"
     grid.ready = lambda message: True
     assert link.survey(JOB)["press-2"] == SAYS
 
@@ -251,3 +257,68 @@ def test_nothing_to_send_just_now_is_asked_for_again() -> None:
     for client, _ in link.exchange(outgoing()):
         heard.append(client)
     assert heard == ["lathe", "press-1"]
+
+
+def test_whoever_has_just_answered_is_not_asked_again() -> None:
+    grid = Devices()
+    link = link_of(grid, fresh_s=60.0)
+    link.survey(JOB)
+    grid.asked.clear()
+    assert link.survey(JOB) == dict.fromkeys(("lathe", "press-1", "press-2"), SAYS)
+    assert not grid.asked
+    grid.says = {4: pack_readiness(Readiness(ready=False, reason="hot", samples=3))}
+    # What failed is asked again, and so is who was not ready.
+    grid.fails = {4}
+    ((_, failure),) = link.exchange([Outgoing("lathe", "fit", b"x")])
+    assert isinstance(failure, Failure)
+    assert link.survey(JOB)["lathe"].reason == "hot"
+    assert [node for node, _ in grid.asked] == [4]
+    assert link.survey(JOB)["lathe"].reason == "hot"
+    assert [node for node, _ in grid.asked] == [4, 4]
+
+
+@pytest.mark.parametrize(("working", "ready"), [(True, False), (None, False), (False, True)])
+def test_who_owes_an_answer_is_free_once_it_says_that_it_is_at_work_on_nothing(
+    working: bool | None, ready: bool
+) -> None:
+    grid = Devices()
+    link = link_of(grid, patience_s=5.0)
+    link.survey(JOB)
+    grid.ready = is_hello
+    polls = iter([False] * 5 + [True] * 99)
+    assert not list(link.exchange([Outgoing("lathe", "fit", b"x")], closed=lambda: next(polls)))
+    grid.says = {4: pack_readiness(replace(SAYS, working=working))}
+    said = link.survey(JOB)["lathe"]
+    assert said.ready == ready and ("still at work" in said.reason) == (not ready)
+
+
+def test_a_device_that_was_restarted_in_its_work_is_given_up() -> None:
+    grid = Devices()
+    link = link_of(grid, liveness=lambda: Liveness(first_s=0.01, growth=1.0, grace_s=0.05))
+    link.survey(JOB)
+    grid.ready = is_hello
+    grid.says = {
+        2: pack_readiness(replace(SAYS, working=True)),
+        3: pack_readiness(replace(SAYS, working=False)),
+    }
+    answers = link.exchange([Outgoing(name, "fit", b"x") for name in ("press-1", "press-2")])
+    client, failure = next(answers)
+    assert client == "press-2" and isinstance(failure, Failure)
+    assert failure.code == RejectionCode.NO_REPLY and "it was restarted" in failure.reason
+    grid.ready = lambda message: True
+    assert list(answers) == [("press-1", b"x")], "who is at work is waited for"
+    assert link.survey(JOB)["press-2"].ready
+
+
+def test_a_revoked_device_is_not_waited_for() -> None:
+    grid = Devices()
+    names = dict(NODES)
+    link = link_of(grid, names=lambda: names, gone_s=0.02)
+    link.survey(JOB)
+    grid.ready = lambda message: message.metadata.dst_node_id != 4
+    answers = link.exchange([Outgoing(name, "fit", b"x") for name in ("lathe", "press-1")])
+    assert next(answers) == ("press-1", b"x")
+    del names[4]
+    ((client, failure),) = answers
+    assert client == "lathe" and isinstance(failure, Failure)
+    assert failure.code == RejectionCode.REVOKED

@@ -15,9 +15,11 @@ from coordinator import up
 from coordinator.deployment import Deployment, Settings
 from coordinator.enrolment.devices import Device
 from coordinator.errors import RegistryError, SuperLinkError
+from coordinator.jobs.registry import Outcome
 from coordinator.superlink import Node
 from coordinator.up import Registrar, hooks_of
 from protocol.enrolment import Refusal, unpack_enrolment_answer
+from protocol.files import result_of
 
 
 class FakeNodes:
@@ -109,6 +111,18 @@ def test_bundles_are_found_by_their_hash_alone(deployment: Deployment) -> None:
     assert hooks.find_bundle("cd" * 32) is None
 
 
+def test_results_are_found_once_their_job_is_finished(deployment: Deployment) -> None:
+    hooks = hooks_of(deployment, registrar(deployment, FakeNodes()))
+    deployment.jobs.add("wards", "ab" * 32)
+    predict = deployment.jobs_folder / "wards" / "predict"
+    predict.mkdir(parents=True)
+    assert hooks.find_bundle(result_of("ab" * 32)) is None, "it is not finished"
+    deployment.jobs.end("wards", Outcome.FINISHED)
+    assert hooks.find_bundle(result_of("ab" * 32)) == predict
+    predict.rmdir()
+    assert hooks.find_bundle(result_of("ab" * 32)) is None, "a split network has none"
+
+
 def test_what_superlink_did_not_take_is_told_again(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,3 +193,27 @@ def test_a_number_that_a_crash_kept_from_us_is_the_one_that_nobody_has(
     second = member(deployment, tmp_path / "b", hooks)
     known = {1: first} | ({found: second.name} if found else {})
     assert deployment.enrolment.devices.members_by_node() == known
+
+
+@pytest.mark.parametrize("fault", [OSError("no space left"), RegistryError("disk is full")])
+def test_a_full_disk_does_not_end_the_registrar(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setattr(up, "_REGISTER_AGAIN_S", 0.01)
+    device = member(
+        deployment, tmp_path / "a", hooks_of(deployment, registrar(deployment, FakeNodes("down")))
+    )
+    nodes, devices = FakeNodes(), deployment.enrolment.devices
+    where, name = (nodes, "register") if isinstance(fault, OSError) else (devices, "assign_node")
+    works, faults = getattr(where, name), [fault]
+
+    def once_full(*arguments: Any, **named: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return works(*arguments, **named)
+
+    monkeypatch.setattr(where, name, once_full)
+    with registrar(deployment, nodes):
+        assert nodes.called.acquire(timeout=10)
+        assert isinstance(fault, OSError) or nodes.called.acquire(timeout=10)
+    assert set(nodes.registered) == {device.name}

@@ -238,10 +238,10 @@ def play_here(job: Any, folder: Path, devices: Mapping[str, Path]) -> Mapping[st
     from client_sdk.settings import Settings
     from client_sdk.split import respond_split
     from client_sdk.updates import respond
+    from coordinator.flower_link import FlowerLink
     from coordinator.journal import Journal
     from coordinator.onnx_body import OnnxBody
     from coordinator.rounds import run_rounds
-    from coordinator.server_app import FlowerLink
     from edge_runtime.bundle import open_bundle
     from edge_runtime.split_trainer import SplitTrainer
     from edge_runtime.trainer import OnnxTrainer

@@ -4,7 +4,11 @@ tensors that a simulation of the same clients gives."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,6 +46,33 @@ def jobs(tiny_job: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def leaves_nothing_behind(ward: Any, number: int, running: subprocess.Popen[bytes]) -> None:
+    """SIGTERM ends a device with all that it started; `leave` removes what it made."""
+    home = ward.home(number)
+    status = json.loads(ward.said("device", "status", "--dir", home, "--json"))
+    assert status["running"] == running.pid
+    assert "stop it first" in ward.said("device", "leave", "--dir", home, code=2)
+    started = processes_of(home)
+    assert len(started) >= 3, "it, its SuperNode, and what starts clients"
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 0
+    assert not processes_of(home)
+    ward.said("device", "leave", "--dir", home)
+    assert not home.exists()
+
+
+def processes_of(home: Path) -> list[int]:
+    """Whoever has the folder in its command or environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if str(home).encode() in words:
+                    found.append(int(entry.name))
+    return found
+
+
 def test_three_jobs_over_three_devices(
     ward: Any,
     digits: Callable[..., Path],
@@ -58,7 +89,7 @@ def test_three_jobs_over_three_devices(
         for number in range(DEVICES):
             data = digits(number, SAMPLES)
             devices[ward.enroll(number, told)] = data
-            stack.enter_context(ward.running(number, data))
+            running = stack.enter_context(ward.running(number, data))
         known = jobs(tiny_job)
         for name, job in known.items():
             ward.submit(job, name)
@@ -81,11 +112,18 @@ def test_three_jobs_over_three_devices(
             assert 0 <= summary["accuracy"] <= 1
             assert "<svg" in (folder / "report.html").read_text()
 
-        predicting = ward.folder / "jobs" / "lora" / "predict"
+        job = ward.job("lora")["hash"]
+        words = ["device", "fetch", "--job", job, "--dir", ward.home(0)]
+        predicting = ward.said(*words, device=True).strip()
+        assert Path(predicting).is_relative_to(ward.home(0))
+        words[3] = ward.job("sfprompt")["hash"]
+        assert "if it is finished" in ward.said(*words, device=True, code=2)
         status = json.loads(ward.said("device", "status", "--dir", ward.home(0), "--json"))
         words = ["device", "predict", predicting, digits(0, SAMPLES), "--json"]
         answer = json.loads(ward.said(*words, "--signer", status["signer"], device=True))
         assert len(answer["predictions"]) == SAMPLES
+        assert status["last_work"]["refused"] == "" and status["outbox"]
+        leaves_nothing_behind(ward, DEVICES - 1, running)
         rounds = {
             each["name"]: each["rounds"]
             for each in json.loads(ward.said("coordinator", "devices", ward.folder, "--json"))

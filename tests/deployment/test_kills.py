@@ -11,7 +11,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -71,17 +71,41 @@ def _pids_of(module: str, deployment: str) -> list[int]:
     return found
 
 
-@contextlib.contextmanager
-def three_devices(ward: Any, digits: Callable[..., Path]) -> Iterator[dict[str, Path]]:
-    """Enrolled and running; names and data."""
-    with ExitStack() as stack:
-        told = ward.token(quota=DEVICES)
-        devices = {}
+class Devices:
+    """Three of them, enrolled and running, until the context ends."""
+
+    def __init__(self, ward: Any, digits: Callable[..., Path]) -> None:
+        self._ward = ward
+        self._data = [digits(number, SAMPLES) for number in range(DEVICES)]
+        self._held = [ExitStack() for _ in range(DEVICES)]
+        self._processes: dict[int, Any] = {}
+
+    def __enter__(self) -> Devices:
+        told = self._ward.token(quota=DEVICES)
+        self.names = [self._ward.enroll(number, told) for number in range(DEVICES)]
         for number in range(DEVICES):
-            data = digits(number, SAMPLES)
-            devices[ward.enroll(number, told)] = data
-            stack.enter_context(ward.running(number, data))
-        yield devices
+            self._start(number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for held in self._held:
+            held.close()
+
+    @property
+    def data(self) -> dict[str, Path]:
+        return dict(zip(self.names, self._data, strict=True))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for the device, whose own processes go with it; it is started again at once."""
+        number = self.names.index(name)
+        self._processes[number].kill()
+        self._processes[number].wait()
+        self._held[number].close()
+        self._start(number)
+
+    def _start(self, number: int) -> None:
+        running = self._ward.running(number, self._data[number])
+        self._processes[number] = self._held[number].enter_context(running)
 
 
 def stateful_job(tiny_job: Callable[..., Any], rounds: int) -> Any:
@@ -107,6 +131,7 @@ def play_under_kills(
     kills: list[str],
     seed: int,
     longest_pause_s: float,
+    device_rounds: int = 0,
 ) -> None:
     from safetensors.numpy import load_file
 
@@ -114,7 +139,7 @@ def play_under_kills(
 
     rng = random.Random(seed)
     ward.init()
-    with Coordinator(ward) as coordinator, three_devices(ward, digits) as devices:
+    with Coordinator(ward) as coordinator, Devices(ward, digits) as devices:
         job = stateful_job(tiny_job, rounds)
         ward.submit(job, "job")
         known = JobFolder(ward.folder / "jobs" / "job")
@@ -127,28 +152,79 @@ def play_under_kills(
         folder = ward.finish("job", seconds=60 + 40 * rounds)
         found = load_file(folder / "adapter" / "adapter_model.safetensors")
         found = {key.removeprefix("base_model.model."): v for key, v in found.items()}
-        for key, value in simulated(job, folder, devices).items():
+        for key, value in simulated(job, folder, devices.data).items():
             np.testing.assert_array_equal(found[key], value, err_msg=key)
         with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as db:
             counted = db.execute("SELECT round, client FROM updates ORDER BY 1, 2").fetchall()
-        names = sorted(devices)
+        names = sorted(devices.names)
         assert counted == [(number, name) for number in range(1, rounds + 1) for name in names]
         summary = json.loads((folder / "summary.json").read_text())
         assert (summary["rounds"], summary["rejections"]) == (rounds, 0)
         starts = ward.job("job")["starts"]
         assert starts > 1, "no kill was felt"
         print(f"kill_nine_survived: {len(kills)} kills in {rounds} rounds, {starts} starts")
+        if device_rounds:
+            job = quick_job(tiny_job, device_rounds)
+            play_under_device_kills(ward, devices, job, seed=seed)
+
+
+def play_under_device_kills(ward: Any, devices: Devices, job: Any, *, seed: int) -> None:
+    """In every round one device of three is killed while it should be at work."""
+    from coordinator.jobs.folder import JobFolder
+
+    rng = random.Random(seed)
+    rounds = job.rounds.count
+    ward.submit(job, "devices")
+    known = JobFolder(ward.folder / "jobs" / "devices")
+    killed_in: set[int] = set()
+    last = time.monotonic() + 60 + 90 * rounds
+    while (state := known.state()).doing not in ("finished", "failed"):
+        assert time.monotonic() < last, f"{state}\n{ward.logs()}"
+        if state.doing == "training" and state.round not in killed_in:
+            time.sleep(rng.uniform(0.0, 3.0))
+            at_work = [name for name in state.asked if name not in known.state().answered]
+            if at_work and known.state().round == state.round:
+                devices.kill(rng.choice(at_work))
+                killed_in.add(state.round)
+        time.sleep(0.05)
+    folder = ward.finish("devices")
+    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as db:
+        counted = db.execute("SELECT round, client FROM updates").fetchall()
+        nonces = db.execute("SELECT count(DISTINCT nonce) FROM updates").fetchone()[0]
+        (committed,) = db.execute("SELECT count(*) FROM rounds WHERE committed > 0").fetchone()
+    assert committed == rounds
+    assert len(counted) == len(set(counted)) == nonces, "nothing counts twice"
+    assert {number for number, _ in counted} == set(range(1, rounds + 1)), "each round has updates"
+    assert len(killed_in) >= rounds - 1, f"a device was killed in {len(killed_in)} rounds only"
+    print(f"device_kill_survived: {committed} of {rounds} rounds, {len(killed_in)} kills, "
+          f"{len(counted)} of {DEVICES * rounds} updates")  # fmt: skip
+
+
+def quick_job(tiny_job: Callable[..., Any], rounds: int) -> Any:
+    """A round needs two devices of three."""
+    job = tiny_job("lora")
+    return replace(job, rounds=replace(job.rounds, count=rounds, min_clients=2, quorum=2))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+def test_twenty_rounds_with_a_third_of_the_devices_killed_in_each(
+    ward: Any, digits: Any, tiny_job: Any
+) -> None:
+    ward.init()
+    with ward.up(), Devices(ward, digits) as devices:
+        play_under_device_kills(ward, devices, quick_job(tiny_job, 20), seed=3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_survives_kills_of_its_coordinator(
+def test_jobs_survive_kills_of_the_coordinator_and_of_devices(
     ward: Any, digits: Any, tiny_job: Any, simulated: Any, soon: Any
 ) -> None:
     kills = ["player", "everything"]
     play_under_kills(
         ward, digits, tiny_job, simulated, soon,
-        rounds=3, kills=kills, seed=1, longest_pause_s=8.0,
+        rounds=2, kills=kills, seed=1, longest_pause_s=8.0, device_rounds=2,
     )  # fmt: skip
 
 
@@ -161,5 +237,5 @@ def test_fifty_kills_in_twenty_rounds(
     random.Random(2).shuffle(kills)
     play_under_kills(
         ward, digits, tiny_job, simulated, soon,
-        rounds=20, kills=kills, seed=2, longest_pause_s=12.0,
+        rounds=20, kills=kills, seed=2, longest_pause_s=30.0,
     )  # fmt: skip

@@ -87,6 +87,32 @@ def test_unauthenticated_callers_are_refused(
     assert "submitted" not in ward.said("coordinator", "audit", ward.folder)
 
 
+def test_code_that_is_submitted_on_the_machine_itself_is_not_run(
+    deployed: Any, soon: Callable[..., bool], tmp_path: Path
+) -> None:
+    """Every user of the coordinator's machine reaches SuperLink, which asks nobody who they are."""
+    ward = deployed
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\napp = 1\n")
+    own = (ward.folder / "superlink" / "app" / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(own.replace("fedloom_app:nothing", "evil:app"))
+    flwr = {"FLWR_HOME": str(ward.folder / "superlink" / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+    environment = {**ward.environment(), **flwr}
+
+    def said(*words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "flwr"), *words, "fedloom", "--format", "json"],
+            env=environment, cwd=tmp_path, timeout=60, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return dict(json.loads(done.stdout[done.stdout.index("{") :]))
+
+    assert said("run", str(app))["success"]
+    assert soon(lambda: said("list")["runs"][0]["status"].startswith("finished"), 60, 1.0)
+    assert said("list")["runs"][0]["status"] == "finished:failed"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_ports_of_the_operators_are_on_loopback(deployed: Any) -> None:
     """Another address of this machine reaches the gateway, and nothing beside it."""
     ward = deployed

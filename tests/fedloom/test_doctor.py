@@ -9,7 +9,7 @@ import pytest
 
 from fedloom import doctor
 from fedloom.cli import main
-from fedloom.doctor import Check, State, examine, within
+from fedloom.doctor import Check, State, examine, machine, within
 
 
 def test_examine_looks_at_every_subject_once() -> None:
@@ -24,26 +24,26 @@ def test_examine_looks_at_every_subject_once() -> None:
 def test_threads_are_warned_about_when_omp_forces_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("reports.machine.usable_cores", lambda: 8)
-    check = doctor._threads()
+    check = machine._threads()
     assert check.state is State.WARN
     assert "OMP_NUM_THREADS" in check.mend
 
 
 def test_package_out_of_bounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "1.40.0")
-    check = doctor._group("device", [("flwr", ">=1.41,<1.43")])
+    check = machine._group("device", [("flwr", ">=1.41,<1.43")])
     assert check.state is State.WARN
     assert "flwr>=1.41,<1.43" in check.found
     assert check.mend == "pip install 'fedloom[device]'"
 
 
 def test_missing_core_package_is_a_failure() -> None:
-    check = doctor._group("core", [("no-such-distribution-of-ours", ">=1")])
+    check = machine._group("core", [("no-such-distribution-of-ours", ">=1")])
     assert check.state is State.FAIL
 
 
 def test_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    check = doctor._writable("home", tmp_path / "absent", mend="set HOME")
+    check = machine._writable("home", tmp_path / "absent", mend="set HOME")
     assert check.state is State.WARN
     assert "absent" in check.found
 
@@ -71,7 +71,7 @@ def test_command_fails_only_when_a_check_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = [Check(name="disk", state=state, found="0.1 GiB free", mend="free some")]
-    monkeypatch.setattr(doctor, "examine", lambda: found)
+    monkeypatch.setattr(doctor, "examine", lambda **_: found)
     assert main(["doctor"]) == code
     assert "mend: free some" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == code

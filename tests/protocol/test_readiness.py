@@ -39,6 +39,7 @@ def test_a_survey_comes_back(port: int) -> None:
         held_out=COUNTS,
         free_memory_mb=COUNTS,
         clock=st.none() | st.floats(0, 1e11),
+        working=st.none() | st.booleans(),
     )
 )
 def test_readiness_comes_back(readiness: Readiness) -> None:
@@ -64,6 +65,7 @@ def test_a_reason_cannot_steer_a_terminal() -> None:
         ({"clock": -1.0}, MalformedError),
         ({"clock": 1e300}, MalformedError),
         ({"reason": None}, MalformedError),
+        ({"working": 0}, MalformedError),
         ({"extra": 1}, MalformedError),
     ],
 )

@@ -18,12 +18,14 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from coordinator.errors import NoClientsError
+from coordinator.flower_link import FlowerLink
+from coordinator.flower_messages import wrapped
 from coordinator.link import Failure, Outgoing
-from coordinator.server_app import FlowerLink, _wrap, make_server_app
 from protocol import envelope
 from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
 from simulations.grid import InProcessGrid, Serve
+from simulations.server_app import make_server_app
 
 Asked = list[tuple[str, str, bytes]]
 JOB = "ab" * 32
@@ -238,7 +240,7 @@ def test_grid_keeps_nothing_when_everything_is_answered() -> None:
 def test_content_survives_flowers_own_transport(blob: bytes) -> None:
     # Over HTTP Flower takes a message apart into objects, and large arrays into chunks.
     link_over(echo)
-    content = _wrap(2, "c1", "train.fit", blob).content
+    content = wrapped(2, "c1", "train.fit", blob).content
     objects = get_all_nested_objects(content)
     parts = {id_: part.deflate() for id_, part in objects.items()}
     again = inflate_object_from_contents(content.object_id, parts)

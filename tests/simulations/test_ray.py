@@ -19,18 +19,19 @@ pytest.importorskip("ray", reason="needs fedloom[ray]")
 import ray
 
 from client_sdk.updates import respond
+from coordinator.flower_link import FlowerLink
 from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.link import Link
 from coordinator.reports import RoundReport
 from coordinator.rounds import run_rounds
 from coordinator.sections import DataSection, RoundsSection
-from coordinator.server_app import FlowerLink, make_server_app
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.rejection import RejectionCode
 from protocol.tensors import NOTHING, ParamSpec, Tensors
 from simulations.backends.ray import Engine, client_app, run_on_ray, write_client
 from simulations.grid import InProcessGrid
+from simulations.server_app import make_server_app
 
 # The test's own module cannot be imported by a worker; what an application brings can.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

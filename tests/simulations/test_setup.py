@@ -74,3 +74,10 @@ def test_wrong_method_is_refused(
 def test_folder_without_a_model_is_refused(make_setup: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no config\.json"):
         make_setup("lora", backbone=BackboneSection(name="", path=str(tmp_path)))
+
+
+def test_a_job_for_devices_that_have_data_nobody_else_has_is_not_simulated(
+    tiny_job: Callable[..., Any],
+) -> None:
+    with pytest.raises(DataError, match=r'data\.classes = "cat,dog": expected nothing'):
+        load_job_data(tiny_job("lora", data=DataSection(classes="cat,dog")))

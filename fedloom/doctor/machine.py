@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fedloom doctor` looks at. Nothing heavy is imported but onnxruntime, whose providers only
+"""What can be wrong with a machine. Nothing heavy is imported but onnxruntime, whose providers only
 it can name; torch is asked in its own words where it is installed."""
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from fedloom.doctor.check import Check, State
 
 # As pyproject.toml declares them; `packaging` is not among our dependencies.
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?(?P<bounds>[^;]*)(;(?P<marker>.*))?")
@@ -25,26 +25,8 @@ _LOW_DISK_GIB = 2.0
 TESTED_PYTHON = (3, 11)
 
 
-class State(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line: what was looked at, how it is, what was found and the mend ("" if none needed)."""
-
-    name: str
-    state: State
-    found: str
-    mend: str = ""
-
-
-def examine() -> list[Check]:
-    """All checks, in the order in which a mend helps."""
+def examine_machine() -> list[Check]:
+    """All checks of it, in the order in which a mend helps."""
     return [
         _python(),
         *_packages(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server side of Flower: a `Link` over a Grid, and the ServerApp that plays a job on it.
+"""The server side of Flower: a `Link` over any Grid.
 
 Differs from source: Flower's own `Strategy.start` waits for ever for nodes, keeps no state and ends
 on one malformed reply; so the loop is ours, on `Grid.push_messages` and `pull_messages` alone.
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import Message
+from flwr.serverapp import Grid
 
 from coordinator.errors import NoClientsError
+from coordinator.flower_messages import failure_of, readiness_of, wrapped
 from coordinator.link import Failure, Outgoing, never
+from coordinator.liveness import Liveness
 from protocol import envelope
 from protocol.errors import ContainerError
-from protocol.readiness import Readiness, Survey, pack_survey, unpack_readiness
+from protocol.readiness import Readiness, Survey, pack_survey
 from protocol.rejection import RejectionCode
 
 _JOIN_TIMEOUT_S: Final = 60.0  # Ray needs up to 20 s to start its workers on a busy machine
@@ -48,12 +50,21 @@ class _Absent:
     since: dict[int, float] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Probes:
+    """Questions about the messages of one exchange, by the questions' numbers."""
+
+    liveness: Liveness
+    about: dict[str, str] = field(default_factory=dict)
+
+
 class FlowerLink:
     """A `Link` over any Flower Grid. Nodes have numbers in Flower and names in a job.
 
     In a simulation each node is asked for its name once, on construction: neither the Grid's order
     nor its NodeInfo says it. In a deployment the registry says who is who, so that nobody can
-    answer for another, and each survey asks the nodes anew what they say of themselves.
+    answer for another, and each survey asks the nodes anew what they say of themselves, but for
+    those that have just answered.
     """
 
     def __init__(
@@ -68,6 +79,9 @@ class FlowerLink:
         timeout_s: float = 0.0,
         survey_timeout_s: float = 60.0,
         gone_s: float = 300.0,
+        fresh_s: float = 60.0,
+        patience_s: float = 5.0,
+        liveness: Callable[[], Liveness] = Liveness,
         window: int = 0,
         poll_s: float = 0.02,
         join_timeout_s: float = _JOIN_TIMEOUT_S,
@@ -85,6 +99,9 @@ class FlowerLink:
             survey_timeout_s: seconds that nodes have to answer a survey.
             gone_s: with `names`: seconds without a connection after which no answer is waited for
                 any more, whatever `timeout_s` says.
+            fresh_s, patience_s: see `survey`; the second is how long those are waited for that
+                owe an answer, after the others have said what they are.
+            liveness: of an exchange, when to ask devices whether they are at work at all.
             window: most messages on their way at a time, which bounds memory; 0: no limit.
             poll_s: seconds between two looks for answers.
 
@@ -98,10 +115,15 @@ class FlowerLink:
         self._timeout_s = timeout_s
         self._survey_timeout_s = survey_timeout_s
         self._gone_s = gone_s
+        self._fresh_s = fresh_s
+        self._patience_s = patience_s
+        self._liveness = liveness
         self._window = window
         self._poll_s = poll_s
         self._nodes: dict[str, int] = {}
         self._said: dict[str, Readiness] = {}
+        self._heard: dict[str, tuple[float, Readiness]] = {}
+        self._job = ""
         self._online: frozenset[int] = frozenset()
         self._owed: dict[str, _Sent] = {}
         self._open: list[dict[str, _Sent]] = []
@@ -117,47 +139,88 @@ class FlowerLink:
     def survey(self, job: str) -> Mapping[str, Readiness]:
         """See `Link.survey`.
 
-        In a deployment whoever has not answered an earlier message is at work on it, as far as can
-        be known, and is neither asked nor waited for: a slow device holds up nobody.
+        In a deployment whoever owes an answer is at work, unless it says that it is not, and is
+        hardly waited for: a slow device holds up nobody. Who has said that it is ready, or done
+        what it was asked, in the last `fresh_s` seconds is not asked again: a question takes a
+        device's SuperNode several seconds.
         """
         if self._registered is None:
             return dict(self._said)
+        self._job = job
         self._online = frozenset(self._grid.get_node_ids())
         self._nodes = _by_name(self._registered(), self._online)
         self._hear_the_late()
-        at_work = {sent.node for sents in (self._owed, *self._open) for sent in sents.values()}
-        said, asked = {}, {}
+        in_exchange = {sent.node for sents in self._open for sent in sents.values()}
+        owing = {sent.node for sent in self._owed.values()}
+        fresh = time.monotonic() - self._fresh_s
+        busy = Readiness(ready=False, reason="it is still at work on what it was asked before")
+        said: dict[str, Readiness] = {}
+        asked: dict[str, int] = {}
         for client, node in self._nodes.items():
+            at, before = self._heard.get(client, (0.0, busy))
             if node not in self._online:
                 said[client] = Readiness(ready=False, reason="it is not connected")
-            elif node in at_work:
-                reason = "it is still at work on what it was asked before"
-                said[client] = Readiness(ready=False, reason=reason)
+            elif node in in_exchange:
+                said[client] = busy
+            elif node not in owing and at > fresh and before.ready:
+                said[client] = before
             else:
                 asked[client] = node
-        blob = pack_survey(Survey(job=job, split_port=self._split_port))
-        hellos = [
-            (client, node, _wrap(node, client, envelope.HELLO, blob))
-            for client, node in asked.items()
-        ]
-        for client, reply in self._converse(iter(hellos), self._survey_timeout_s):
-            said[client] = _readiness(reply)
+        owing_clients = {client for client, node in asked.items() if node in owing}
+        said.update(self._ask(asked, hardly=owing_clients))
+        for client in owing_clients:
+            readiness = said.setdefault(client, busy)
+            if readiness.working is False:
+                self._owed = {
+                    key: sent for key, sent in self._owed.items() if sent.node != asked[client]
+                }
+            else:
+                said[client] = busy
         return said
+
+    def _ask(self, asked: Mapping[str, int], *, hardly: Collection[str]) -> dict[str, Readiness]:
+        """What these say; those of `hardly` only if they say it soon after the others."""
+        said: dict[str, Readiness] = {}
+        others = set(asked) - set(hardly)
+        patience: list[float] = []
+
+        def closed() -> bool:
+            if not others <= set(said):
+                return False
+            patience.append(time.monotonic() + self._patience_s)
+            return time.monotonic() > patience[0] or set(asked) <= set(said)
+
+        hellos = ((client, node, self._hello(client, node)) for client, node in asked.items())
+        with closing(self._converse(hellos, self._survey_timeout_s, closed)) as arriving:
+            for client, reply in arriving:
+                said[client] = readiness_of(reply)
+                self._heard[client] = (time.monotonic(), said[client])
+        return said
+
+    def _hello(self, client: str, node: int) -> Message:
+        blob = pack_survey(Survey(job=self._job, split_port=self._split_port))
+        return wrapped(node, client, envelope.HELLO, blob)
 
     def exchange(
         self, outgoing: Iterable[Outgoing | None], *, closed: Callable[[], bool] = never
     ) -> Generator[tuple[str, bytes | Failure]]:
         """See `Link.exchange`. A client's error, silence or nonsense is a `Failure`."""
         messages = (self._addressed(message) for message in outgoing)
-        with closing(self._converse(messages, self._timeout_s, closed)) as arriving:
+        probes = _Probes(self._liveness()) if self._registered is not None else None
+        with closing(self._converse(messages, self._timeout_s, closed, probes)) as arriving:
             for client, reply in arriving:
+                answer: bytes | Failure
                 if isinstance(reply, Failure):
-                    yield client, reply
-                    continue
-                try:
-                    yield client, envelope.read_content(reply.content)[1]
-                except ContainerError as error:
-                    yield client, Failure(code=error.code, reason=str(error))
+                    answer = reply
+                else:
+                    try:
+                        _, answer = envelope.read_content(reply.content)
+                    except ContainerError as error:
+                        answer = Failure(code=error.code, reason=str(error))
+                _, said = self._heard.pop(client, (0.0, None))
+                if said is not None and not isinstance(answer, Failure):
+                    self._heard[client] = (time.monotonic(), said)
+                yield client, answer
 
     def refused(self, client: str) -> Failure | None:
         """See `Link.refused`."""
@@ -177,7 +240,9 @@ class FlowerLink:
         self._tick()
 
     def _learn_names(self, nodes: Iterable[int], timeout_s: float) -> None:
-        hellos = ((str(node), node, _wrap(node, str(node), envelope.HELLO, b"")) for node in nodes)
+        hellos = (
+            (str(node), node, wrapped(node, str(node), envelope.HELLO, b"")) for node in nodes
+        )
         for node, reply in self._converse(hellos, timeout_s):
             if isinstance(reply, Failure):
                 _log.warning("node %s is left out: %s", node, reply.reason)
@@ -191,7 +256,7 @@ class FlowerLink:
                 _log.warning("node %s is left out: there is a client %s already", node, name)
                 continue
             self._nodes[name] = int(node)
-            self._said[name] = _readiness(reply)
+            self._said[name] = readiness_of(reply)
 
     def _wait_for_nodes(self, clients: int, timeout_s: float) -> list[int]:
         deadline = time.monotonic() + timeout_s
@@ -226,15 +291,19 @@ class FlowerLink:
             reason = "it is not connected"
         if node is None or reason:
             return client, 0, Failure(code=RejectionCode.NO_REPLY, reason=reason)
-        return client, node, _wrap(node, client, envelope.MESSAGE_TYPES[kind], blob)
+        return client, node, wrapped(node, client, envelope.MESSAGE_TYPES[kind], blob)
 
     def _converse(
         self,
         messages: Iterator[tuple[str, int, Message | Failure] | None],
         timeout_s: float,
         closed: Callable[[], bool] = never,
+        probes: _Probes | None = None,
     ) -> Generator[tuple[str, Message | Failure]]:
-        """Push messages as the window allows, and give each one's reply, keyed as it was."""
+        """Push messages as the window allows, and give each one's reply, keyed as it was.
+
+        With `probes` those that are slow are asked whether they are at work at all.
+        """
         waiting: dict[str, _Sent] = {}
         exhausted = False
         self._open.append(waiting)
@@ -260,24 +329,46 @@ class FlowerLink:
                 heard = False
                 for sent, reply in self._replies(waiting):
                     heard = True
-                    yield sent.key, _failure_of(reply, sent) or reply
+                    yield sent.key, failure_of(reply, sent.node) or reply
                     if self._registered is None and closed():
                         return  # the next reply has yet to be worked for
-                for message_id, reason in self._given_up(waiting, timeout_s, absent):
+                if probes is not None:
+                    self._probe(waiting, probes)
+                for message_id, failure in self._given_up(waiting, timeout_s, absent, probes):
                     sent = self._owed[message_id] = waiting.pop(message_id)
-                    yield sent.key, Failure(code=RejectionCode.NO_REPLY, reason=reason)
+                    yield sent.key, failure
                 if not heard and (waiting or not exhausted):
                     time.sleep(self._poll_s)
         finally:
             self._open = [other for other in self._open if other is not waiting]
             self._owed.update(waiting)
 
+    def _probe(self, waiting: Mapping[str, _Sent], probes: _Probes) -> None:
+        """Ask those that are due whether they are at work, and hear what others said."""
+        now = time.monotonic()
+        for message_id in probes.liveness.due(waiting, now):
+            sent = waiting[message_id]
+            hello = self._hello(sent.key, sent.node)
+            for question in self._grid.push_messages([hello]):
+                probes.about[question] = message_id
+        if not probes.about:
+            return
+        for reply in self._grid.pull_messages(list(probes.about)):
+            about = probes.about.pop(reply.metadata.reply_to_message_id, "")
+            # Of an error nothing is known: another question follows.
+            working = None if reply.has_error() else readiness_of(reply).working
+            probes.liveness.told(about, working, now)
+
     def _given_up(
-        self, waiting: Mapping[str, _Sent], timeout_s: float, absent: _Absent
-    ) -> list[tuple[str, str]]:
+        self,
+        waiting: Mapping[str, _Sent],
+        timeout_s: float,
+        absent: _Absent,
+        probes: _Probes | None,
+    ) -> list[tuple[str, Failure]]:
         """Messages whose answers are waited for no longer, and why."""
         now = time.monotonic()
-        found = {}
+        found: dict[str, Failure] = {}
         if self._registered is not None and now - absent.at > min(_LOOK_S, self._gone_s / 2):
             online = frozenset(self._grid.get_node_ids())
             absent.at = now
@@ -286,11 +377,18 @@ class FlowerLink:
                 for sent in waiting.values()
                 if sent.node not in online
             }
+            found = {key: no for key, sent in waiting.items() if (no := self.refused(sent.key))}
+        lost = frozenset(probes.liveness.lost(now)) if probes is not None else frozenset()
         for message_id, sent in waiting.items():
+            reason = ""
             if now - sent.at > timeout_s > 0:
-                found[message_id] = f"expected an answer within {timeout_s:g} s, none came"
+                reason = f"expected an answer within {timeout_s:g} s, none came"
             elif now - absent.since.get(sent.node, now) > self._gone_s:
-                found[message_id] = f"it has not been connected for {self._gone_s:g} s"
+                reason = f"it has not been connected for {self._gone_s:g} s"
+            elif message_id in lost:
+                reason = "it is not at work on it any more; it was restarted, it seems"
+            if reason:
+                found[message_id] = Failure(code=RejectionCode.NO_REPLY, reason=reason)
         return list(found.items())
 
     def _replies(self, waiting: dict[str, _Sent]) -> Iterator[tuple[_Sent, Message]]:
@@ -306,19 +404,6 @@ class FlowerLink:
         return matched if self._registered is None else iter(list(matched))
 
 
-def make_server_app(
-    play: Callable[[FlowerLink], None], *, clients: int, timeout_s: float = 0.0, window: int = 0
-) -> ServerApp:
-    """A ServerApp that waits for `clients` nodes and hands `play` the link to them."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        play(FlowerLink(grid, clients=clients, timeout_s=timeout_s, window=window))
-
-    return app
-
-
 _END: Final[tuple[str, int, None]] = ("", 0, None)
 
 
@@ -331,34 +416,3 @@ def _by_name(registered: Mapping[int, str], online: frozenset[int]) -> dict[str,
         else:
             found[name] = node
     return dict(sorted(found.items()))
-
-
-def _readiness(reply: Message | Failure) -> Readiness:
-    """What a node says of itself; one whose answer is no such thing is not ready."""
-    if isinstance(reply, Failure):
-        return Readiness(ready=False, reason=reply.reason)
-    try:
-        return unpack_readiness(envelope.read_content(reply.content)[1])
-    except ContainerError as error:
-        return Readiness(ready=False, reason=f"its answer cannot be read: {error}")
-
-
-def _wrap(node: int, client: str, kind: str, blob: bytes) -> Message:
-    array = Array("uint8", (len(blob),), envelope.ARRAY_TYPE, blob)
-    content = RecordDict(
-        {
-            envelope.PAYLOAD: ArrayRecord({envelope.BLOB: array}),
-            envelope.HEADER: ConfigRecord({envelope.CLIENT: client}),
-        }
-    )
-    return Message(content, node, kind)
-
-
-def _failure_of(reply: Message, sent: _Sent) -> Failure | None:
-    if (other := reply.metadata.src_node_id) != sent.node:
-        reason = f"expected an answer of node {sent.node}, node {other} sent it"
-        return Failure(code=RejectionCode.WRONG_CLIENT, reason=reason)
-    if not reply.has_error():
-        return None
-    reason = reply.error.reason or f"error {reply.error.code} without a reason"
-    return Failure(code=RejectionCode.CLIENT_FAILED, reason=reason)
