@@ -225,7 +225,7 @@ class Gateway:
         try:
             yield response
         finally:
-            connection.close()
+            _close(connection, response)
 
     def _node_headers(self) -> dict[str, str]:
         if self._key is None:
@@ -262,7 +262,7 @@ def _asked(
     except (OSError, http.client.HTTPException) as error:
         raise _silent(address, error) from None
     finally:
-        connection.close()
+        _close(connection, response)
     if len(answer) > most:
         raise CoordinatorUnreachableError(f"{address}: expected at most {most} bytes, found more")
     return answer
@@ -290,6 +290,12 @@ def _answer(
         raise
 
 
+def _close(connection: http.client.HTTPSConnection, response: http.client.HTTPResponse) -> None:
+    """Of an answer after which the connection ends, the response holds what is open."""
+    response.close()
+    connection.close()
+
+
 def _silent(address: Address, error: Exception) -> CoordinatorUnreachableError:
     return CoordinatorUnreachableError(
         f"{address}: no answer ({error or type(error).__name__}); is the coordinator up, and its "
@@ -305,7 +311,7 @@ def _untrusted(
     if error.verify_code in _OUTSIDE_ITS_TIME:
         try:
             connection, response = _answer(address, _anybody(), "GET", "/", b"", {})
-            connection.close()
+            _close(connection, response)
         except CoordinatorUnreachableError as unreachable:
             return unreachable
         try:
