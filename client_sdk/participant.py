@@ -43,6 +43,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.split_trainer import SplitTrainer
 from edge_runtime.trainer import EVALUATION_ROWS, OnnxTrainer
 from protocol.errors import ContainerError, ProtocolError
+from protocol.files import TOKENIZER_FILE
 from protocol.plan import Plan, unpack_plan
 from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
 
@@ -250,12 +251,16 @@ class _Noted:
 
 
 def prepared(settings: Settings, bundle: Bundle) -> ModelData:
-    """The device's data as a bundle reads them. Raises: DataError with all that does not fit."""
+    """The device's data as a bundle reads them; texts by the bundle's own tokenizer where the
+    device's owner names no other. Raises: DataError with all that does not fit."""
+    tokenizer = Path(settings.tokenizer) if settings.tokenizer else None
+    if tokenizer is None and TOKENIZER_FILE in bundle.manifest.files:
+        tokenizer = bundle.folder
     return prepare(
         bundle.manifest,
         open_source(settings.data),
         held_out=settings.held_out,
-        tokenizer=Path(settings.tokenizer) if settings.tokenizer else None,
+        tokenizer=tokenizer,
     )
 
 

@@ -27,7 +27,8 @@ class Settings:
     """Share of the samples that is tested on and never trained on, where the source sets none
     apart itself; 0 for none."""
     tokenizer: str = ""
-    """Folder of the tokenizer.json for texts; "" where the data have no texts, or have tokens."""
+    """Folder of a tokenizer.json for texts, in the place of the one that a bundle brings; "" for
+    that one."""
     bundles_mb: int = 4096  # MiB of disk that jobs' bundles may take
     outbox_mb: int = 256  # MiB of disk for updates that wait to be acknowledged
     conditions: Conditions = field(default_factory=Conditions)

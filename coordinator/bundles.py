@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import Fault, JobError
 from coordinator.job import Job
-from protocol.files import MANIFEST_NAME, SIGNATURE_NAME, SIGNER_NAME
+from protocol.files import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    SIGNER_NAME,
+    TOKENIZER_FILE,
+    TOKENIZER_SETTINGS,
+)
 from protocol.manifest import Manifest, TrainingSpec, hash_files
 from protocol.signing import public_key_hex, sign
 from protocol.split import SplitSpec
 from protocol.tensors import ParamSpec
+from tuning.backbones import backbone_folder
 from tuning.compiler import Compiled
 from tuning.recipe import Recipe
 from tuning.split_compiler import SplitCompiled
@@ -61,11 +68,14 @@ def write_bundle(
 ) -> Path:
     """Copy a compiled job into `folder`, describe it and sign it.
 
-    With `split` it is the device's side of a network whose body stays with the server.
+    A text backbone's tokenizer comes along, so that devices need only texts. With `split` it is
+    the device's side of a network whose body stays with the server.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in compiled.files():
         shutil.copyfile(compiled.folder / name, folder / name)
+    if compiled.preprocessing.kind == "tokens":
+        _copy_tokenizer(recipe, folder)
     manifest = Manifest(
         job=job.hash(),
         backbone=compiled.backbone,
@@ -84,6 +94,15 @@ def write_bundle(
     )
     sign_bundle(manifest, key, folder)
     return folder
+
+
+def _copy_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """What there is of it: a backbone without one takes tokens alone."""
+    own = recipe.backbone
+    source = own if isinstance(own, Path) else backbone_folder(own)
+    for name in (TOKENIZER_FILE, TOKENIZER_SETTINGS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def split_spec(job: Job, compiled: SplitCompiled) -> SplitSpec:

@@ -26,6 +26,10 @@ INITIAL_FILE: Final = "initial.safetensors"
 """The trainable tensors before the first round."""
 PREDICT_FILE: Final = "predict.safetensors"
 """The weights of the graph that predicts which depend on the adapter."""
+TOKENIZER_FILE: Final = "tokenizer.json"
+"""Of a text backbone: from texts to the tokens that it was trained with."""
+TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
+"""Beside it, where a backbone has one: which token pads."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

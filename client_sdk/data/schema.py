@@ -81,7 +81,7 @@ def _tokenised(own: OwnData, max_length: int, folder: Path | None) -> tuple[OwnD
     """The data with the tokens of their texts beside them, or as they are and why."""
     if folder is None:
         return own, [
-            "texts: expected tokens, and no tokenizer is known here; name the folder of the "
+            "texts: expected tokens, and the bundle brings no tokenizer; name the folder of the "
             'backbone\'s tokenizer.json, or give ready "input_ids" and "attention_mask"'
         ]
     for block in (*own.fit, *own.held_out):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From texts to token ids, with the tokenizer that lies beside a local Hugging Face model.
+"""From texts to token ids, with the tokenizer of a bundle or of a local Hugging Face model.
 
 Uses the `tokenizers` library on the folder's tokenizer.json: the same ids as transformers'
 AutoTokenizer gives, without importing transformers.
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from client_sdk.errors import DataError
+from protocol.files import TOKENIZER_FILE, TOKENIZER_SETTINGS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-TOKENIZER_FILE: Final = "tokenizer.json"
-TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
 
 
 def open_tokenizer(folder: Path, max_length: int) -> Tokenizer:

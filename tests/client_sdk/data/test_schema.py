@@ -164,7 +164,7 @@ def test_texts_become_tokens_when_a_tokenizer_is_there(tokenizer: Path) -> None:
     data = prepare(TOKENS, own(text), tokenizer=tokenizer).fit
     assert data["input_ids"].tolist() == [[2, 3, 0, 0, 0], [4, 0, 0, 0, 0]]
     (fault,) = faults(TOKENS, own(text))
-    assert "no tokenizer is known here" in fault and 'ready "input_ids"' in fault
+    assert "the bundle brings no tokenizer" in fault and 'ready "input_ids"' in fault
     (fault,) = faults(TOKENS, own(text), tokenizer=tokenizer.parent)
     assert "expected tokenizer.json, found none" in fault
     for texts in (np.array(["red", 5], object), np.array(["red", " "]), np.array([["red"]] * 2)):
