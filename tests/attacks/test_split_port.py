@@ -151,7 +151,7 @@ def shaken(port: int, authority: ThrowAway, member: Path, version: ssl.TLSVersio
 def test_half_open_connections_are_ended_and_hold_up_nobody(
     served: Callable[..., int], authority: ThrowAway
 ) -> None:
-    port = served(Limits(rows=8, handshake_s=1.5, idle_s=1.5, open_s=1.5))
+    port = served(Limits(rows=8, handshake_s=3.0, idle_s=2.0, open_s=2.0))
     ada, mallory = authority.client_credentials("ada"), authority.device("mallory")
     with half_open(port, authority.certificate, mallory.key, mallory.certificate, count=40) as held:
         assert held.opened == dict.fromkeys(KINDS, 10)
