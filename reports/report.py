@@ -19,7 +19,7 @@ from reports.client_charts import (
 )
 from reports.page import folded, legend, page, section, table, tile
 from reports.run_record import RoundLine, RunRecord, read_run
-from reports.units import bytes_text, count_text, duration_text
+from reports.units import axis_percent, bytes_text, count_text, duration_text
 
 
 def write_report(run_dir: Path) -> Path:
@@ -51,7 +51,9 @@ def _body(run: RunRecord) -> str:
         f'<div class="grid2">{"".join(charts)}</div>' if charts else "",
         _personal(measured),
         _domains(measured),
-        f'<div class="grid2">{_rejections(run)}{_skipped(summary)}</div>',
+        f'<div class="grid2">{_rejections(run)}{_skipped(summary)}</div>'
+        if "skipped_clients" in summary
+        else _rejections(run),
         folded("Rounds", _rounds(run.rounds)),
         folded("Job file, complete", f"<pre>{escape(run.job_text.strip())}</pre>"),
         folded("Versions", table(["", "version"], sorted(summary["versions"].items()), words=2)),
@@ -127,7 +129,7 @@ def _over_rounds(run: RunRecord) -> str:
         x_label="round",
         y_label="test accuracy",
         x_text=lambda value: f"{value:g}",
-        y_text=_axis_percent,
+        y_text=axis_percent,
         whole_x=True,
         y_ceiling=1.0,
     )
@@ -149,7 +151,7 @@ def _over_bytes(run: RunRecord) -> str:
         x_label="bytes sent, both ways, all clients",
         y_label="test accuracy",
         x_text=bytes_text,
-        y_text=_axis_percent,
+        y_text=axis_percent,
         y_ceiling=1.0,
     )
     return section("Accuracy over bytes", "What the same accuracy costs in traffic.", chart)
@@ -260,7 +262,3 @@ def _rounds(lines: Sequence[RoundLine]) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _axis_percent(value: float) -> str:
-    return f"{100 * value:.3g} %"

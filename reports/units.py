@@ -32,3 +32,8 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} {units[-1]}"
+
+
+def axis_percent(value: float) -> str:
+    """A share as a tick says it: as many digits as close ticks need to differ."""
+    return f"{100 * value:.4g} %"

@@ -16,7 +16,7 @@ from reports.errors import RunRecordError
 from reports.machine import machine, versions
 from reports.page import legend, page, section, table
 from reports.run_record import RoundLine, RunRecord, is_run, read_run
-from reports.units import bytes_text, count_text, duration_text
+from reports.units import axis_percent, bytes_text, count_text, duration_text
 from simulations.progress import ProgressListener
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _over_rounds(runs: Sequence[tuple[str, RunRecord]]) -> str:
         x_label="round",
         y_label="test accuracy",
         x_text=lambda value: f"{value:g}",
-        y_text=_axis_percent,
+        y_text=axis_percent,
         whole_x=True,
         y_ceiling=1.0,
     )
@@ -282,7 +282,7 @@ def _over_bytes(runs: Sequence[tuple[str, RunRecord]]) -> str:
         x_label="bytes sent, both ways, all clients" + (" (logarithmic)" if powers else ""),
         y_label="test accuracy",
         x_text=(lambda value: bytes_text(10.0**value)) if powers else bytes_text,
-        y_text=_axis_percent,
+        y_text=axis_percent,
         whole_x=powers,
         y_ceiling=1.0,
     )
@@ -295,10 +295,6 @@ def _curve(name: str, points: Sequence[tuple[float, RoundLine, str]]) -> Series:
         points=tuple((x, line.accuracy or 0.0) for x, line, _ in points),
         tips=tuple(f"{_percent(line.accuracy)}, {where}" for _, line, where in points),
     )
-
-
-def _axis_percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
 
 
 def _percent(value: float | None) -> str:

@@ -91,7 +91,8 @@ def _summary(
         passed_samples=sum(_passed(job, n) for each in merged.values() for n in each),
         per_client=[_described(name, merged, last) for name in names],
     )
-    return summary_of(job, reports, played, wall_seconds=time.time() - entry.submitted)
+    found = summary_of(job, reports, played, wall_seconds=time.time() - entry.submitted)
+    return found | {"name": entry.name}
 
 
 def _described(

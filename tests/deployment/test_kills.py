@@ -237,5 +237,5 @@ def test_fifty_kills_in_twenty_rounds(
     random.Random(2).shuffle(kills)
     play_under_kills(
         ward, digits, tiny_job, simulated, soon,
-        rounds=20, kills=kills, seed=2, longest_pause_s=30.0,
+        rounds=20, kills=kills, seed=2, longest_pause_s=15.0,
     )  # fmt: skip

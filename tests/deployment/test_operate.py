@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/operate.md as an operator types it: every `console` block, in order, in one deployment.
+"""docs/operate.md as an operator types it: every `console` block, in order, in one deployment; and
+docs/device.md, as the owner of one more device does meanwhile.
 
-The page's own variables are set here, to a temporary folder and to free ports. Run it with -s to
+The pages' own variables are set here, to a temporary folder and to free ports. Run it with -s to
 see `first_round_commands` and how long each command took.
 """
 
@@ -24,7 +25,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "operate.md"
+PAGE, DEVICE_PAGE = ROOT / "docs" / "operate.md", ROOT / "docs" / "device.md"
+AFTER = "Watch"  # the section of the operator's page after which the device's is typed
 MOST_COMMANDS, MOST_SECONDS = 6, 180.0
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -38,9 +40,9 @@ class Step:
     text: str
 
 
-def steps() -> list[Step]:
+def steps(of: Path = PAGE) -> list[Step]:
     found, heading = [], ""
-    page = PAGE.read_text(encoding="utf-8")
+    page = of.read_text(encoding="utf-8")
     for part in re.split(r"^(?=## )", page, flags=re.MULTILINE):
         heading = part.splitlines()[0].lstrip("# ")
         for kind, text in _BLOCK.findall(part):
@@ -144,9 +146,11 @@ def test_every_command_of_the_page_runs_in_order(
     begun = first_round = 0.0
     typed: list[str] = []
     said: dict[str, str] = {}
-    for step in steps():
-        if step.kind == "sh":
-            continue
+    pages = [step for step in steps() if step.kind != "sh"]
+    last = max(number for number, step in enumerate(pages) if step.heading == AFTER)
+    for number, step in enumerate(pages):
+        if number == last + 1:
+            type_device_page(shell, tmp_path)
         command = step.text
         if step.kind == "python":
             command = f"{shlex.quote(sys.executable)} - <<'END'\n{step.text}END"
@@ -176,6 +180,41 @@ def test_every_command_of_the_page_runs_in_order(
         text for line, text in said.items() if "/metrics" in line
     )
     assert not (tmp_path / "beds" / "bed-3").exists(), "it left"
+
+
+def type_device_page(shell: Shell, tmp_path: Path) -> None:
+    """Every command of docs/device.md, and its program in Python."""
+    told = "fedloom coordinator token create $DIR --label kit --quota 2 --env"
+    shell.type(f"export $({told}) DEVICE=$WORK/kit DATA=$WORK/bed-1.npz", 30)
+    hashes = "import json, sys; print(json.load(sys.stdin)[0]['hash'])"
+    job = f'fedloom coordinator status $DIR --job digits-lora --json | python3 -c "{hashes}"'
+    shell.type(f"export JOB=$({job})", 30)
+    for step in steps(DEVICE_PAGE):
+        if step.kind == "console":
+            said = shell.type(_detached(step.text), 120)
+            if "predict" in step.text and "fetch" not in step.text:
+                assert "%" in said or "0." in said, said
+        elif step.kind == "python":
+            # As it stands, but for what the operator tells, where the data are, and the hours: the
+            # program would run until somebody ends it, as the timer here does.
+            text = step.text
+            for shown, real in (
+                ('"https://host:8443"', 'os.environ["FEDLOOM_COORDINATOR"]'),
+                ('token="..."', 'token=os.environ["FEDLOOM_TOKEN"]'),
+                ('fingerprint="..."', 'fingerprint=os.environ["FEDLOOM_FINGERPRINT"]'),
+                ('folder="device"', 'folder=os.environ["WORK"] + "/python"'),
+                ('"~/images"', 'os.environ["DATA"]'),
+            ):
+                assert shown in text, f"expected {shown} in {text}"
+                text = text.replace(shown, real)
+            begin = "import os, threading\n"
+            end = "\ndevice.leave()\n"
+            text = text.replace(
+                "device.run()", "threading.Timer(5, device.stop).start()\ndevice.run()"
+            )
+            command = f"{shlex.quote(sys.executable)} - <<'END'\n{begin}{text}{end}END"
+            shell.type(command, 60)
+    assert not (tmp_path / "beds" / "kit").exists(), "it left"
 
 
 def _detached(command: str) -> str:
