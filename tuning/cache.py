@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 # Compiled jobs that are kept; the least recently used go first. A text job is about 100 MB.
 CACHE_ENTRIES: Final = 24
+IN_USE_S: Final = 6 * 3600.0
+"""An entry that was asked for in this time stays: another process may be reading it."""
 INFO_FILE: Final = "compiled.json"
 """Written last: an entry that has it is whole."""
 
@@ -48,5 +51,7 @@ def cached(digest: str, make: Callable[[Path], None], cache: Path | None = None)
 def _forget_oldest(cache: Path, *, keep: Path) -> None:
     entries = [path for path in cache.iterdir() if (path / INFO_FILE).is_file() and path != keep]
     entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    last = time.time() - IN_USE_S
     for path in entries[CACHE_ENTRIES - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.stat().st_mtime < last:
+            shutil.rmtree(path, ignore_errors=True)

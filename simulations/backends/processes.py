@@ -39,12 +39,19 @@ class ClientProcesses(ExitStack):
         engine, spec = OnnxBody(setup.split.server), split_spec(setup.job, setup.split)
         rows = max(setup.recipe.training.batch_size, EVALUATION_ROWS)
         server = self.enter_context(Loopback(engine, spec, rows))
-        (folder / "root.pem").write_bytes(server.authority.certificate)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            self._start(setup, folder, script, server)
+        except BaseException:
+            self.close()  # nobody else would, and a server that is up keeps this process alive
+            raise
+
+    def _start(self, setup: Setup, folder: Path, script: Path, server: Loopback) -> None:
+        (folder / "root.pem").write_bytes(server.authority.certificate)
         for client in setup.federation.clients:
-            pair = server.authority.pair(client.id)
-            (folder / f"{client.id}.key").write_bytes(pair.key)
-            (folder / f"{client.id}.pem").write_bytes(pair.certificate)
+            issued = server.authority.device(client.id)
+            (folder / f"{client.id}.key").write_bytes(issued.key)
+            (folder / f"{client.id}.pem").write_bytes(issued.certificate)
             data = {"fit": client.fit, "held_out": client.held_out}
             arrays = {f"{part}/{name}": v for part, own in data.items() for name, v in own.items()}
             np.savez(folder / client.id, **arrays)  # type: ignore[arg-type]

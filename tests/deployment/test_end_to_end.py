@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs on a deployment of three devices without torch: from `init` to a prediction, and the very
-tensors that a simulation of the same clients gives."""
+tensors that a simulation of the same clients gives, though the coordinator is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def jobs(tiny_job: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def is_training(folder: Any) -> bool:
+    return bool(folder.state().doing == "training")
+
+
 def leaves_nothing_behind(ward: Any, number: int, running: subprocess.Popen[bytes]) -> None:
     """SIGTERM ends a device with all that it started; `leave` removes what it made."""
     home = ward.home(number)
@@ -78,12 +83,18 @@ def test_three_jobs_over_three_devices(
     digits: Callable[..., Path],
     tiny_job: Callable[..., Any],
     simulated: Callable[..., Mapping[str, np.ndarray]],
+    soon: Callable[..., bool],
     record_property: Callable[[str, object], None],
 ) -> None:
     from safetensors.numpy import load_file
 
+    from coordinator.jobs.folder import JobFolder
+
     ward.init()
-    with ward.up(), ExitStack() as stack:
+    with ExitStack() as stack:
+        coordinator = ExitStack()
+        stack.callback(lambda: coordinator.close())
+        process = coordinator.enter_context(ward.up())
         told = ward.token(quota=DEVICES)
         devices = {}
         for number in range(DEVICES):
@@ -93,6 +104,14 @@ def test_three_jobs_over_three_devices(
         known = jobs(tiny_job)
         for name, job in known.items():
             ward.submit(job, name)
+            if name == "lora":
+                folder = JobFolder(ward.folder / "jobs" / name)
+                assert soon(partial(is_training, folder), 120), ward.logs()
+                # The longer list of kills is in test_kills.py.
+                process.kill()
+                process.wait()
+                coordinator.close()
+                coordinator.enter_context(ward.up())
         for name, job in known.items():
             folder = ward.finish(name)
             found = load_file(folder / "adapter" / "adapter_model.safetensors")

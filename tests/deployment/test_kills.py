@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real deployment whose processes are killed while a job runs: it goes on by itself, and comes to
-the very tensors of a run that nobody disturbed."""
+the very tensors of a run that nobody disturbed. `make chaos` runs it; test_end_to_end.py has one
+kill, and tests/coordinator/test_round_crashes.py plays the round engine under many."""
 
 from __future__ import annotations
 
@@ -216,7 +217,7 @@ def test_twenty_rounds_with_a_third_of_the_devices_killed_in_each(
         play_under_device_kills(ward, devices, quick_job(tiny_job, 20), seed=3)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_jobs_survive_kills_of_the_coordinator_and_of_devices(
     ward: Any, digits: Any, tiny_job: Any, simulated: Any, soon: Any
