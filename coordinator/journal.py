@@ -35,6 +35,8 @@ from protocol.tensors import Tensors
 
 _VERSION: Final = 3
 _APPLICATION_ID: Final = 0x464C4A4E  # "FLJN": this file is one of ours
+_WAIT_S: Final = 10.0  # for another process that holds the file
+_WAIT_STEP_S: Final = 0.01
 _SCHEMA: Final = """
 CREATE TABLE runs (
     job TEXT PRIMARY KEY, job_toml TEXT NOT NULL, initial TEXT NOT NULL, created REAL NOT NULL
@@ -116,7 +118,9 @@ class Journal:
         self._now = now
         # The round loop runs in a thread of Flower's when Ray runs the clients; one thread at a
         # time uses the connection, which is what SQLite asks for.
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=_WAIT_S
+        )
         try:
             self._prepare()
         except sqlite3.OperationalError:
@@ -349,20 +353,42 @@ class Journal:
         return [Rejection(client=c, round=n, code=code, reason=text) for c, n, code, text in rows]
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._use_wal()
         self._db.execute("PRAGMA synchronous = FULL")  # a committed round survives a power cut
         self._db.execute("PRAGMA foreign_keys = ON")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables == 0:
-            script = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {script} COMMIT;")
-        elif (application, version) != (_APPLICATION_ID, _VERSION):
+        if self._marks()[0] == 0:
+            with self._transaction():
+                # Again, inside: who follows a job may open its journal while it is made.
+                if self._marks()[0] == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        _, application, version = self._marks()
+        if (application, version) != (_APPLICATION_ID, _VERSION):
             raise JournalFormatError(
                 f"{self._path}: expected a journal of version {_VERSION}, found "
                 + (f"version {version}" if application == _APPLICATION_ID else "another database")
             )
+
+    def _use_wal(self) -> None:
+        """SQLite does not wait here for another process that does the same to a new file."""
+        last = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                    raise
+                time.sleep(_WAIT_STEP_S)
+
+    def _marks(self) -> tuple[int, int, int]:
+        """How many tables there are, whose file it is, and of which version."""
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return tables, application, version
 
     def _refuse_committed(self, job: str, round: int) -> None:
         row = self._db.execute(

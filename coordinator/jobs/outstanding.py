@@ -34,7 +34,6 @@ class Outstanding:
         self._db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=_WAIT_S
         )
-        self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.executescript(_SCHEMA)
         self._told = self._bytes()

@@ -197,3 +197,22 @@ def test_journal_of_the_version_before_is_refused(path: Path) -> None:
     database.close()
     with pytest.raises(JournalFormatError, match="expected a journal of version 3, found"):
         Journal(path)
+
+
+def test_a_new_journal_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """By its writer, and by whoever follows the job."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    readers = 6
+    barrier = Barrier(readers)
+
+    def opened(path: Path) -> int:
+        barrier.wait()
+        with Journal(path) as journal:
+            return len(journal.reports("ab" * 32))
+
+    with ThreadPoolExecutor(readers) as pool:
+        for number in range(15):
+            path = tmp_path / f"{number}.sqlite"
+            assert list(pool.map(opened, [path] * readers)) == [0] * readers
