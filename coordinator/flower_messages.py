@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from coordinator.link import Failure
@@ -10,6 +12,9 @@ from protocol import envelope
 from protocol.errors import ContainerError
 from protocol.readiness import Readiness, unpack_readiness
 from protocol.rejection import RejectionCode
+
+_SUPERLINK: Final = 1
+"""Flower's number for itself: it answers for a node that lost its connection, by an error."""
 
 
 def readiness_of(reply: Message | Failure) -> Readiness:
@@ -36,7 +41,11 @@ def wrapped(node: int, client: str, kind: str, blob: bytes) -> Message:
 
 def failure_of(reply: Message, node: int) -> Failure | None:
     """What is wrong with the reply to a message for that node; None where it is its answer."""
-    if (other := reply.metadata.src_node_id) != node:
+    other = reply.metadata.src_node_id
+    if reply.has_error() and other == _SUPERLINK:
+        reason = reply.error.reason or f"error {reply.error.code}"
+        return Failure(code=RejectionCode.NO_REPLY, reason=f"SuperLink gave it up: {reason}")
+    if other != node:
         reason = f"expected an answer of node {node}, node {other} sent it"
         return Failure(code=RejectionCode.WRONG_CLIENT, reason=reason)
     if not reply.has_error():

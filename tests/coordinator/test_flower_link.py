@@ -322,3 +322,22 @@ def test_a_revoked_device_is_not_waited_for() -> None:
     ((client, failure),) = answers
     assert client == "lathe" and isinstance(failure, Failure)
     assert failure.code == RejectionCode.REVOKED
+
+
+def test_superlinks_word_that_a_node_is_gone_is_no_answer_of_another() -> None:
+    class GivingUp(Devices):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            for reply in super().pull_messages(message_ids):
+                if not is_hello(reply):
+                    reply.metadata.__dict__["_src_node_id"] = 1
+                yield reply
+
+    grid = GivingUp()
+    grid.fails = {4}
+    link = link_of(grid)
+    link.survey(JOB)
+    ((_, failure),) = link.exchange([Outgoing("lathe", "fit", b"x")])
+    assert isinstance(failure, Failure) and failure.code == RejectionCode.NO_REPLY
+    assert "SuperLink gave it up" in failure.reason
+    ((_, forged),) = link.exchange([Outgoing("press-1", "fit", b"x")])
+    assert isinstance(forged, Failure) and forged.code == RejectionCode.WRONG_CLIENT

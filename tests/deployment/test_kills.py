@@ -202,9 +202,9 @@ def play_under_device_kills(ward: Any, devices: Devices, job: Any, *, seed: int)
 
 
 def quick_job(tiny_job: Callable[..., Any], rounds: int) -> Any:
-    """A round needs two devices of three."""
+    """A round begins with all three devices, and needs two of them."""
     job = tiny_job("lora")
-    return replace(job, rounds=replace(job.rounds, count=rounds, min_clients=2, quorum=2))
+    return replace(job, rounds=replace(job.rounds, count=rounds, min_clients=DEVICES, quorum=2))
 
 
 @pytest.mark.chaos
