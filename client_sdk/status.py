@@ -56,10 +56,6 @@ def status_of(home: Home, held: Membership) -> dict[str, Any]:
     return told
 
 
-def _bundles(home: Home) -> list[dict[str, Any]]:
-    return [{"job": one.job, "bytes": one.size} for one in BundleCache(home.bundles).held()]
-
-
 def _outbox(home: Home) -> list[dict[str, Any]]:
     if not home.outbox.is_dir():
         return []

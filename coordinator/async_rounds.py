@@ -24,23 +24,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
 from coordinator.admission import admit
 from coordinator.closing import Played, close_round
 from coordinator.downlink import broadcast
+from coordinator.exchange import STRAY
 from coordinator.gathering import able_clients, gather
 from coordinator.link import Failure, Outgoing
 from coordinator.merging import Step
 from coordinator.plans import Plans
 from coordinator.run import Run, State
 from protocol.rejection import Rejection, RejectionCode
-
-_STRAY: Final = Failure(
-    code=RejectionCode.DUPLICATE, reason="answered again, or without having been asked"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +163,7 @@ class AsyncRounds:
         ask = self._at_work.pop(client, None)
         self._heard += ask is not None
         if ask is None:
-            self._step.answers.refuse(client, self._number, _STRAY)
+            self._step.answers.refuse(client, self._number, STRAY)
         elif isinstance(answer, Failure):
             self._put_off.add(client)
             self._step.answers.refuse(client, self._number, answer)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Final
 
 from coordinator.admission import Admitted, admit
 from coordinator.journal import Journal, UpdateEntry
@@ -20,7 +21,7 @@ from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
 from protocol.rejection import Rejection, RejectionCode
 
-_STRAY = Failure(
+STRAY: Final = Failure(
     code=RejectionCode.DUPLICATE, reason="answered again, or without having been asked"
 )
 _SILENT = Failure(code=RejectionCode.NO_REPLY, reason="no answer came")
@@ -136,7 +137,7 @@ class Exchange:
         with closing(self._arriving(clients)) as arriving:
             for client, answer in arriving:
                 if client not in open_:
-                    self._stray(client, _STRAY)
+                    self._stray(client, STRAY)
                     continue
                 open_.remove(client)
                 nonce = self.nonces[client]
@@ -245,7 +246,7 @@ def in_order(
     turn = 0
     for client, answer in answers:
         if client not in open_:
-            on_stray(client, _STRAY)
+            on_stray(client, STRAY)
             continue
         del open_[client]
         early[client] = answer

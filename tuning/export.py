@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from tuning.errors import BackboneError, MethodError
 from tuning.inference import save_predict_weights, save_prediction
 from tuning.methods import Tuned
 from tuning.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tuning.backbones import Backbone
 
 
 def export_result(
@@ -33,11 +37,11 @@ def export_result(
     A bundle without `predict.onnx`, of a split network, stays as it is. The bundle must be signed
     again afterwards.
     """
+    backbone, tuned = recipe.build()
     manifest = Manifest.from_json(read_small(bundle / MANIFEST_NAME, MAX_MANIFEST_BYTES))
     if "predict" in manifest.graphs:
-        _, tuned = recipe.build()
         save_predict_weights(tuned, tensors, bundle, offset=offset)
-    export_adapter(recipe, tensors, adapter, manifest, offset=offset)
+    _save_adapter(backbone, tuned, recipe, tensors, adapter, manifest, offset)
 
 
 def export_adapter(
@@ -55,9 +59,21 @@ def export_adapter(
     weights have moved, `offset` by their names, base_offset.safetensors says how far: the adapter
     is of the moved backbone. Both files are stamped with what they belong to.
     """
+    backbone, tuned = recipe.build()
+    _save_adapter(backbone, tuned, recipe, tensors, adapter, manifest, offset)
+
+
+def _save_adapter(
+    backbone: Backbone,
+    tuned: Tuned,
+    recipe: Recipe,
+    tensors: Tensors,
+    adapter: Path,
+    manifest: Manifest,
+    offset: Tensors,
+) -> None:
     from safetensors.numpy import save_file
 
-    backbone, tuned = recipe.build()
     adapter.mkdir(parents=True, exist_ok=True)
     prefix = ""
     if tuned.peft_config is not None:

@@ -54,17 +54,9 @@ class Jobs:
         self._now = now
 
     def add(self, name: str, digest: str) -> JobEntry:
-        """Enter a job. Raises: DeploymentError for a name or a job that is there already."""
+        """Enter a job. Raises: as `require_new`."""
         with self._store.transaction() as db:
-            if (known := self.by_hash(digest)) is not None:
-                raise DeploymentError(
-                    f"this very job was submitted before, as {known.name}; go on with: fedloom "
-                    "coordinator resume, or change its seed to run it again"
-                )
-            if self.by_name(name) is not None:
-                raise DeploymentError(
-                    f"a job {name} is there already, and is another one; choose another --name"
-                )
+            self.require_new(name, digest)
             entry = JobEntry(name=name, hash=digest, submitted=self._now())
             db.execute(
                 "INSERT INTO jobs (name, hash, submitted, wanted) VALUES (?, ?, ?, 1)",
@@ -72,6 +64,18 @@ class Jobs:
             )
             self._audit.append("submitted", name, job=digest)
         return entry
+
+    def require_new(self, name: str, digest: str) -> None:
+        """Raises: DeploymentError for a name or a job that is there already."""
+        if (known := self.by_hash(digest)) is not None:
+            raise DeploymentError(
+                f"this very job was submitted before, as {known.name}; go on with: fedloom "
+                "coordinator resume, or change its seed to run it again"
+            )
+        if self.by_name(name) is not None:
+            raise DeploymentError(
+                f"a job {name} is there already, and is another one; choose another --name"
+            )
 
     def all(self) -> list[JobEntry]:
         """Every job, in order of submission."""

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,7 +69,7 @@ def submit(
         raise DeploymentError(
             f"name: expected up to 64 letters, digits, dots, - and _, found {name[:80]!r}"
         )
-    _refuse_known(deployment, job, name)
+    deployment.jobs.require_new(name, job.hash())  # before minutes of compiling
     folder = JobFolder(deployment.jobs_folder / name)
     new = deployment.jobs_folder / f".{name}{PARTIAL}"
     for left in (folder.path, new):
@@ -82,16 +82,6 @@ def submit(
     new.rename(folder.path)
     sync_folder(deployment.jobs_folder)
     return deployment.jobs.add(name, job.hash())
-
-
-def _refuse_known(deployment: Deployment, job: Job, name: str) -> None:
-    """Before minutes of compiling; `Jobs.add` looks again."""
-    if known := deployment.jobs.by_hash(job.hash()):
-        raise DeploymentError(
-            f"this very job was submitted before, as {known.name}; change its seed to run it again"
-        )
-    if deployment.jobs.by_name(name):
-        raise DeploymentError(f"a job {name} is there already; choose another --name")
 
 
 def _fill(folder: JobFolder, deployment: Deployment, job: Job, own: OwnData) -> None:
@@ -120,10 +110,8 @@ def _fill(folder: JobFolder, deployment: Deployment, job: Job, own: OwnData) -> 
     )
     if split is not None:
         shutil.copytree(split.server, folder.body)
-        costs = Costs(
-            dataset=own.name,
-            total_parameters=compiled.total_parameters,
-            flops_per_sample=compiled.step_flops / batch,
+        costs = replace(
+            costs,
             local_flops_per_sample=split.flops.local / batch,
             score_flops_per_sample=split.flops.scores / batch,
         )

@@ -21,7 +21,7 @@ from coordinator.deployment import Deployment, Settings
 from simulations.benchmarks.command import fedloom
 from simulations.errors import SimulationError
 
-_HOST: Final = "127.0.0.1"
+HOST: Final = "127.0.0.1"
 _UP_S: Final = 120.0
 _STOP_S: Final = 30.0
 _WORDS: Final = 2_000  # characters of a log that an error repeats
@@ -33,20 +33,12 @@ def deployed(folder: Path) -> Iterator[Deployment]:
 
     Raises: SimulationError where it does not come up.
     """
-    port, split, operator, superlink = _free_ports(4)
-    settings = Settings(
-        name="bench",
-        addresses=(_HOST,),
-        port=port,
-        split_port=split,
-        operator_port=operator,
-        superlink_port=superlink,
-    )
+    settings = free_settings()
     place = folder / "deployment"
     with Deployment.create(place, settings) as deployment:
         command = [*fedloom(), "coordinator", "up", str(place)]
         with running(command, folder / "coordinator.log") as process:
-            url = f"http://{_HOST}:{operator}/healthz"
+            url = f"http://{HOST}:{settings.operator_port}/healthz"
             wait_until(lambda: _healthy(url), process, folder / "coordinator.log", _UP_S)
             yield deployment
 
@@ -54,7 +46,7 @@ def deployed(folder: Path) -> Iterator[Deployment]:
 def enrolled(deployment: Deployment, folder: Path) -> Device:
     """A new device of a deployment that is up."""
     return Device.enroll(
-        coordinator=f"https://{_HOST}:{deployment.settings.port}",
+        coordinator=f"https://{HOST}:{deployment.settings.port}",
         token=deployment.enrolment.create_token("bench"),
         fingerprint=deployment.authority.fingerprint,
         folder=folder,
@@ -96,11 +88,24 @@ def wait_until(
         time.sleep(0.1)
 
 
+def free_settings() -> Settings:
+    """Of a deployment on loopback, with ports that were free just now."""
+    port, split, operator, superlink = _free_ports(4)
+    return Settings(
+        name="bench",
+        addresses=(HOST,),
+        port=port,
+        split_port=split,
+        operator_port=operator,
+        superlink_port=superlink,
+    )
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         found = []
         for _ in range(count):
-            one = stack.enter_context(socket.create_server((_HOST, 0)))
+            one = stack.enter_context(socket.create_server((HOST, 0)))
             found.append(int(one.getsockname()[1]))
         return found
 

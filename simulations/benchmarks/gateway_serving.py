@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from client_sdk.identity import Identity
-from coordinator.deployment import Deployment, Settings
+from coordinator.deployment import Deployment
+from simulations.benchmarks.deployed import HOST, free_settings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-HOST: Final = "127.0.0.1"
 _START_S: Final = 60.0
 _STOP_S: Final = 10.0
 
@@ -46,15 +45,7 @@ class Served:
 def serving(devices: int, *, answer_bytes: int = 64) -> Iterator[Served]:
     """A real deployment of so many members; SuperLink's stand-in answers so many bytes."""
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        port, split, operator, superlink = _free_ports(4)
-        settings = Settings(
-            name="bench",
-            addresses=(HOST,),
-            port=port,
-            split_port=split,
-            operator_port=operator,
-            superlink_port=superlink,
-        )
+        settings = free_settings()
         folder = Path(place) / "deployment"
         with Deployment.create(folder, settings) as deployment:
             keys = list(_enrolled(deployment, Path(place), devices))
@@ -63,16 +54,16 @@ def serving(devices: int, *, answer_bytes: int = 64) -> Iterator[Served]:
         # Fresh processes: neither shares an event loop or a lock with this one.
         context = multiprocessing.get_context("spawn")
         for target, arguments in (
-            (_serve_superlink, (folder, superlink, answer_bytes)),
+            (_serve_superlink, (folder, settings.superlink_port, answer_bytes)),
             (_serve_gateway, (folder,)),
         ):
             process = context.Process(target=target, args=arguments, daemon=True)
             process.start()
             stack.callback(_end, process)
-        for each in (superlink, port):
+        for each in (settings.superlink_port, settings.port):
             _wait_for(each)
         # The gateway was started last.
-        yield Served(port=port, authority=authority, keys=keys, process=process.pid or 0)
+        yield Served(port=settings.port, authority=authority, keys=keys, process=process.pid or 0)
 
 
 def _enrolled(
@@ -143,12 +134,6 @@ def _serve_superlink(folder: Path, port: int, answer_bytes: int) -> None:
         ssl_certfile=servers / "superlink.pem",
         ssl_keyfile=servers / "superlink.key",
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _wait_for(port: int) -> None:
