@@ -28,7 +28,6 @@ from protocol.rejection import RejectionCode
 
 _JOIN_TIMEOUT_S: Final = 60.0  # Ray needs up to 20 s to start its workers on a busy machine
 _FORGOTTEN_S: Final = 900.0
-_LOOK_S: Final = 5.0  # between two looks at who of those at work is connected
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +80,8 @@ class FlowerLink:
         gone_s: float = 300.0,
         fresh_s: float = 60.0,
         patience_s: float = 5.0,
+        familiar_s: float = 20.0,
+        look_s: float = 5.0,
         liveness: Callable[[], Liveness] = Liveness,
         window: int = 0,
         poll_s: float = 0.02,
@@ -99,8 +100,10 @@ class FlowerLink:
             survey_timeout_s: seconds that nodes have to answer a survey.
             gone_s: with `names`: seconds without a connection after which no answer is waited for
                 any more, whatever `timeout_s` says.
-            fresh_s, patience_s: see `survey`; the second is how long those are waited for that
-                owe an answer, after the others have said what they are.
+            fresh_s, patience_s, familiar_s: see `survey`; the second is how long those are waited
+                for that owe an answer, after the others have said what they are, the third how
+                long those that have answered a survey before.
+            look_s: with `names`: seconds between two looks at who is connected.
             liveness: of an exchange, when to ask devices whether they are at work at all.
             window: most messages on their way at a time, which bounds memory; 0: no limit.
             poll_s: seconds between two looks for answers.
@@ -117,12 +120,15 @@ class FlowerLink:
         self._gone_s = gone_s
         self._fresh_s = fresh_s
         self._patience_s = patience_s
+        self._familiar_s = familiar_s
+        self._look_s = look_s
         self._liveness = liveness
         self._window = window
         self._poll_s = poll_s
         self._nodes: dict[str, int] = {}
         self._said: dict[str, Readiness] = {}
         self._heard: dict[str, tuple[float, Readiness]] = {}
+        self._familiar: set[str] = set()
         self._job = ""
         self._online: frozenset[int] = frozenset()
         self._owed: dict[str, _Sent] = {}
@@ -142,7 +148,9 @@ class FlowerLink:
         In a deployment whoever owes an answer is at work, unless it says that it is not, and is
         hardly waited for: a slow device holds up nobody. Who has said that it is ready, or done
         what it was asked, in the last `fresh_s` seconds is not asked again: a question takes a
-        device's SuperNode several seconds.
+        device's SuperNode several seconds. Who has answered before has the job's bundle and
+        answers soon, or has died, which SuperLink finds out much later; the first answer has
+        `survey_timeout_s`.
         """
         if self._registered is None:
             return dict(self._said)
@@ -182,20 +190,31 @@ class FlowerLink:
         """What these say; those of `hardly` only if they say it soon after the others."""
         said: dict[str, Readiness] = {}
         others = set(asked) - set(hardly)
+        soon = time.monotonic() + self._familiar_s
         patience: list[float] = []
 
         def closed() -> bool:
-            if not others <= set(said):
+            silent = others - set(said)
+            now = time.monotonic()
+            if silent - self._familiar or (silent and now < soon):
                 return False
-            patience.append(time.monotonic() + self._patience_s)
-            return time.monotonic() > patience[0] or set(asked) <= set(said)
+            patience.append(now + self._patience_s)
+            return now > patience[0] or set(asked) <= set(said)
 
         hellos = ((client, node, self._hello(client, node)) for client, node in asked.items())
         with closing(self._converse(hellos, self._survey_timeout_s, closed)) as arriving:
             for client, reply in arriving:
-                said[client] = readiness_of(reply)
-                self._heard[client] = (time.monotonic(), said[client])
-        return said
+                said[client] = self._hear(client, reply)
+        silent = Readiness(ready=False, reason="it has not answered yet")
+        return dict.fromkeys(others, silent) | said
+
+    def _hear(self, client: str, reply: Message | Failure) -> Readiness:
+        """What a device says of itself."""
+        readiness = readiness_of(reply)
+        self._heard[client] = (time.monotonic(), readiness)
+        if not isinstance(reply, Failure):
+            self._familiar.add(client)
+        return readiness
 
     def _hello(self, client: str, node: int) -> Message:
         blob = pack_survey(Survey(job=self._job, split_port=self._split_port))
@@ -232,11 +251,17 @@ class FlowerLink:
         return Failure(code=RejectionCode.REVOKED, reason=reason)
 
     def pause(self, seconds: float) -> None:
-        """Sleep, with a tick at each poll."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        """Sleep, with a tick at each poll, until a device connects that was away."""
+        now = time.monotonic()
+        until, look = now + seconds, now + self._look_s
+        while (left := until - now) > 0:
             self._tick()
+            if self._registered is not None and now > look:
+                if not self._online.issuperset(self._grid.get_node_ids()):
+                    break
+                look = now + self._look_s
             time.sleep(min(self._poll_s, left))
+            now = time.monotonic()
         self._tick()
 
     def _learn_names(self, nodes: Iterable[int], timeout_s: float) -> None:
@@ -268,12 +293,16 @@ class FlowerLink:
         return nodes
 
     def _hear_the_late(self) -> None:
-        """Take note of answers that come too late to be used: those nodes are free again.
+        """Take note of answers that come too late to be used: those nodes are free again. What they
+        say of themselves is of use.
 
         A message to a node that is gone, or is not heard of for long, will not be answered.
         """
         for reply in self._grid.pull_messages(list(self._owed)) if self._owed else ():
-            self._owed.pop(reply.metadata.reply_to_message_id, None)
+            sent = self._owed.pop(reply.metadata.reply_to_message_id, None)
+            is_hello = reply.metadata.message_type == envelope.HELLO
+            if sent is not None and is_hello and failure_of(reply, sent.node) is None:
+                self._hear(sent.key, reply)
         oldest = time.monotonic() - max(_FORGOTTEN_S, self._timeout_s)
         self._owed = {
             message_id: sent
@@ -369,7 +398,7 @@ class FlowerLink:
         """Messages whose answers are waited for no longer, and why."""
         now = time.monotonic()
         found: dict[str, Failure] = {}
-        if self._registered is not None and now - absent.at > min(_LOOK_S, self._gone_s / 2):
+        if self._registered is not None and now - absent.at > min(self._look_s, self._gone_s / 2):
             online = frozenset(self._grid.get_node_ids())
             absent.at = now
             absent.since = {

@@ -341,3 +341,56 @@ def test_superlinks_word_that_a_node_is_gone_is_no_answer_of_another() -> None:
     assert "SuperLink gave it up" in failure.reason
     ((_, forged),) = link.exchange([Outgoing("press-1", "fit", b"x")])
     assert isinstance(forged, Failure) and forged.code == RejectionCode.WRONG_CLIENT
+
+
+def test_a_device_that_answered_before_and_is_silent_holds_up_nobody() -> None:
+    grid = Devices()
+    link = link_of(grid, survey_timeout_s=60.0, familiar_s=0.05)
+    link.survey(JOB)
+    # It was killed a moment ago: SuperLink believes it connected for a while yet.
+    grid.ready = lambda message: message.metadata.dst_node_id != 3
+    started = time.monotonic()
+    said = link.survey(JOB)
+    assert time.monotonic() - started < 30
+    assert said["press-2"] == Readiness(ready=False, reason="it has not answered yet")
+    assert said["lathe"] == said["press-1"] == SAYS
+
+
+def test_a_device_that_never_answered_may_be_fetching_its_bundle() -> None:
+    grid = Devices()
+    grid.online = {2, 3}
+    link = link_of(grid, survey_timeout_s=60.0, familiar_s=0.0)
+    link.survey(JOB)
+    grid.online.add(4)
+    polls = iter(range(100))
+    grid.ready = lambda message: message.metadata.dst_node_id != 4 or next(polls) > 20
+    assert link.survey(JOB)["lathe"] == SAYS
+
+
+def test_what_a_device_says_late_counts_in_the_next_survey() -> None:
+    grid = Devices()
+    link = link_of(grid, familiar_s=0.0, fresh_s=60.0)
+    grid.ready = lambda message: message.metadata.dst_node_id != 3
+    assert not link.survey(JOB)["press-2"].ready
+    grid.asked.clear()
+    grid.ready = lambda message: True
+    assert link.survey(JOB)["press-2"] == SAYS
+    assert grid.asked == [(3, Survey(job=JOB))], "it was asked once"
+
+
+def test_a_pause_ends_when_a_device_connects() -> None:
+    grid = Devices()
+    grid.online = {2, 3}
+    looks = 0
+
+    def tick() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 20:
+            grid.online.add(4)
+
+    link = link_of(grid, tick=tick, look_s=0.01)
+    link.survey(JOB)
+    started = time.monotonic()
+    link.pause(120)
+    assert time.monotonic() - started < 60
