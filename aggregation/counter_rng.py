@@ -28,6 +28,7 @@ import numpy as np
 
 RANDOM_K: Final = 1
 SEED_SCALARS: Final = 2
+ROTATION: Final = 3
 
 _ROUNDS: Final = 10
 _MULTIPLIER_0: Final = np.uint64(0xD2511F53)

@@ -43,8 +43,10 @@ This page is made from the code by `python -m fedloom.update_reference`; a test 
 - **A thirtieth or less**: `one-bit` or `ternary`, with `error_feedback = true`: a client keeps what
   its codec left behind and adds it to its next update. Without it what is small never arrives. The
   scale `mean` (of the survivors) suits error feedback; `std` is ComPEFT's, made for one transfer.
-- **Under a mask** (secure sums): `random-k` and `seed-scalars`, whose choices are the same for
-  every client and which are linear in the update.
+- **Under a mask** (secure sums): `grid`, whose integers can be added before anyone reads them, at
+  8 bits about as good as `int8`; `votes` with `error_feedback = true` at one bit or two. Both clip
+  an update to a norm that you choose: somewhat above what updates have. A share of the values,
+  `grid:8,1.0,0.1`, is the same random one for every client.
 - **Down as well**: `downlink = "changes"` encodes the difference to what a client holds. Clients
   that missed a round are sent the tensors whole, in float32; where few clients take part in a round
   that is most of them, and `downlink = "tensors"` with `float16` is the better choice.
@@ -108,6 +110,7 @@ adapter, which is of the moved backbone.
 _EXAMPLES = (
     "float32", "float16", "bfloat16", "int8", "int8:channel", "int4", "one-bit", "ternary:0.1",
     "ternary:0.05,mean", "top-k:0.05", "random-k:0.05", "low-rank:4", "seed-scalars:64",
+    "grid:8,1.0", "votes:1.0", "votes:1.0,ternary",
 )  # fmt: skip
 _TRAFFIC = {"all": "all", "up": "rd", "down": "rk", "down-only": "rk"}
 

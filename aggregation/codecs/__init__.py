@@ -11,9 +11,11 @@ from typing import Final
 
 from aggregation.codecs.bfloat16 import BFloat16
 from aggregation.codecs.codec import NO_SEEDS, Codec, Seeds, round_seeds
+from aggregation.codecs.common_grid import SumCodec
 from aggregation.codecs.error_feedback import encode_with_feedback
 from aggregation.codecs.float16 import Float16
 from aggregation.codecs.float32 import Float32
+from aggregation.codecs.grid import Grid
 from aggregation.codecs.int4 import Int4
 from aggregation.codecs.int8 import Int8
 from aggregation.codecs.low_rank import LowRank
@@ -22,6 +24,7 @@ from aggregation.codecs.random_k import RandomK
 from aggregation.codecs.seed_scalars import SeedScalars
 from aggregation.codecs.ternary import Ternary
 from aggregation.codecs.top_k import TopK
+from aggregation.codecs.votes import Votes
 from aggregation.errors import UnknownCodecError
 from aggregation.naming import build, form
 
@@ -37,6 +40,8 @@ _CODECS: Final[dict[str, type[Codec]]] = {
     "random-k": RandomK,
     "low-rank": LowRank,
     "seed-scalars": SeedScalars,
+    "grid": Grid,
+    "votes": Votes,
 }
 
 CODEC_NAMES: Final = tuple(_CODECS)
@@ -51,6 +56,7 @@ __all__ = [
     "Codec",
     "Float16",
     "Float32",
+    "Grid",
     "Int4",
     "Int8",
     "LowRank",
@@ -58,8 +64,10 @@ __all__ = [
     "RandomK",
     "SeedScalars",
     "Seeds",
+    "SumCodec",
     "Ternary",
     "TopK",
+    "Votes",
     "codec_named",
     "encode_with_feedback",
     "round_seeds",

@@ -84,7 +84,7 @@ class RandomK:
                     vector, spec.size / k, out=vector, dtype=np.float64, casting="same_kind"
                 )
             require_finite(vector, spec)
-        blocks = _positions(seeds.shared, spec.size, k)
+        blocks = positions(seeds.shared, spec.size, k)
         return b"".join(vector[chosen].astype("<f4", copy=False).tobytes() for chosen in blocks)
 
     def decode(
@@ -98,7 +98,7 @@ class RandomK:
         values = np.frombuffer(view, "<f4")
         vector = np.zeros(spec.size, np.float32)
         start = 0
-        for chosen in _positions(seeds.shared, spec.size, len(values)):
+        for chosen in positions(seeds.shared, spec.size, len(values)):
             vector[chosen] = values[start : start + len(chosen)]
             start += len(chosen)
         require_finite(vector, spec)
@@ -109,8 +109,8 @@ class RandomK:
         return 4 * survivors(self.density, spec.size)
 
 
-def _positions(seed: int, size: int, k: int) -> Iterator[np.ndarray]:
-    """The k positions of `seed`, ascending, in blocks of int64."""
+def positions(seed: int, size: int, k: int) -> Iterator[np.ndarray]:
+    """The k positions of `seed` among `size`, ascending, in blocks of int64."""
     return smallest(partial(double_words, seed, RANDOM_K), size, k)
 
 

@@ -15,6 +15,7 @@ from aggregation.codecs.bfloat16 import BFloat16
 from aggregation.codecs.codec import Codec, Seeds
 from aggregation.codecs.float16 import Float16
 from aggregation.codecs.float32 import Float32
+from aggregation.codecs.grid import Grid
 from aggregation.codecs.int4 import Int4
 from aggregation.codecs.int8 import Int8
 from aggregation.codecs.low_rank import LowRank
@@ -23,6 +24,7 @@ from aggregation.codecs.random_k import RandomK
 from aggregation.codecs.seed_scalars import SeedScalars
 from aggregation.codecs.ternary import Ternary
 from aggregation.codecs.top_k import TopK
+from aggregation.codecs.votes import Votes
 from aggregation.errors import CodecError
 from protocol.tensors import ParamSpec
 
@@ -36,6 +38,8 @@ CODECS: Final[list[Codec]] = [
     TopK(density=0.05),
     TopK(density=0.6),
     BFloat16(),
+    Grid(bits=5, norm=1.0, density=0.3),
+    Votes(norm=1.0, ternary=True),
     Int8(),
     Int8(per_channel=True),
     Int4(per_channel=True),

@@ -141,7 +141,8 @@ def test_what_is_no_tensor_is_refused(codec):
 NAMES = (
     *PLAIN, "int8", "int8:channel", "int4", "int4:channel", "ternary:0.1", "ternary:0.05,mean",
     "ternary:0.1,std,2.0", "top-k:0.05", "random-k:0.05", "random-k:0.05,unbiased", "low-rank:2",
-    "seed-scalars:64",
+    "seed-scalars:64", "grid:8,2.0", "grid:4,0.5,0.1", "votes:1.0", "votes:1.0,ternary",
+    "votes:1.0,ternary,0.1",
 )  # fmt: skip
 
 
