@@ -9,7 +9,9 @@ AggregationError (ValueError)
 │   ├── PayloadNotFiniteError   E204
 │   ├── UnknownCodecError       E209
 │   └── PayloadMalformedError   E211
-└── MergeError                  updates, weights or settings that cannot be merged
+├── MergeError                  updates, weights or settings that cannot be merged
+└── SecureSumError              settings of a secure sum that cannot be met, or values outside them
+    └── SecureMessageError      bytes that are no message of a secure sum
 """
 
 from __future__ import annotations
@@ -67,3 +69,11 @@ class PayloadMalformedError(CodecError):
 
 class MergeError(AggregationError):
     """Updates, weights or settings that cannot be merged."""
+
+
+class SecureSumError(AggregationError):
+    """Settings of a secure sum that cannot be met, or values outside them."""
+
+
+class SecureMessageError(SecureSumError):
+    """Bytes that are no message of a secure sum, or no state of one."""
