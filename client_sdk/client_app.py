@@ -14,6 +14,7 @@ from typing import Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_sdk.errors import SumError
 from protocol import envelope
 
 _CLIENT_RAISED: Final = 2  # Flower's code for a client function that raised
@@ -25,6 +26,11 @@ def _nothing_to_say(survey: bytes) -> bytes:
     return b""
 
 
+def _sums_nothing(request: bytes) -> bytes:
+    """Of a client that takes part in no secure sum."""
+    raise SumError("this client takes part in no secure sums")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """Who this node is, and what it does with a plan."""
@@ -33,6 +39,8 @@ class Client:
     answer: Callable[[bytes], bytes]
     survey: Callable[[bytes], bytes] = _nothing_to_say
     """What it answers to the blob of a hello; b"" is an answer, too."""
+    sum: Callable[[bytes], bytes] = _sums_nothing
+    """What it answers to a message of a secure sum."""
 
 
 NodeConfig = Mapping[str, bool | int | float | str]
@@ -50,24 +58,33 @@ def make_client_app(open_client: OpenClient) -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return _reply(message, open_client, context, work=False)
+        return _reply(message, open_client, context, lambda client: client.survey)
 
     @app.train("fit")
     def fit(message: Message, context: Context) -> Message:
-        return _reply(message, open_client, context, work=True)
+        return _reply(message, open_client, context, lambda client: client.answer)
 
     @app.evaluate("score")
     def score(message: Message, context: Context) -> Message:
-        return _reply(message, open_client, context, work=True)
+        return _reply(message, open_client, context, lambda client: client.answer)
+
+    @app.query("sum")
+    def sum(message: Message, context: Context) -> Message:
+        return _reply(message, open_client, context, lambda client: client.sum)
 
     return app
 
 
-def _reply(message: Message, open_client: OpenClient, context: Context, *, work: bool) -> Message:
+def _reply(
+    message: Message,
+    open_client: OpenClient,
+    context: Context,
+    part: Callable[[Client], Callable[[bytes], bytes]],
+) -> Message:
     try:
         client = open_client(context.node_config)
         _, asked = envelope.read_content(message.content)
-        blob = client.answer(asked) if work else client.survey(asked)
+        blob = part(client)(asked)
     # Whatever goes wrong here is this client's alone: the coordinator must hear of it and go on.
     except Exception as error:
         return make_reply(message, "", error)

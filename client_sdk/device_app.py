@@ -22,7 +22,7 @@ def open_device(node: NodeConfig) -> Client:
     from client_sdk.participant import Participant
 
     device = Participant(Home(Path(os.environ[FOLDER_VARIABLE])))
-    return Client(name=device.name, answer=device.answer, survey=device.survey)
+    return Client(name=device.name, answer=device.answer, survey=device.survey, sum=device.sum)
 
 
 def main() -> None:

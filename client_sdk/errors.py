@@ -20,6 +20,7 @@ ClientError
 ├── RunningError     another process runs the device, or its SuperNode cannot be started
 ├── SettingsError    what the device's owner set cannot be read, or cannot be meant
 ├── SplitError       the server that holds a network's body refused, or could not be reached
+├── SumError         a message of a secure sum that this client refuses, or cannot answer
 └── TrainingError    the trainer gave something that is no update
 """
 
@@ -126,6 +127,10 @@ class SettingsError(ClientError):
 
 class SplitError(ClientError):
     """The server that holds the body refused a message, broke off, or could not be reached."""
+
+
+class SumError(ClientError):
+    """A message of a secure sum that this client refuses, or cannot answer."""
 
 
 class TrainingError(ClientError):

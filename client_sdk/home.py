@@ -10,6 +10,7 @@ FOLDER/
     ├── bundles/      jobs, as they were fetched; the least recently used go first
     ├── outbox/       updates that the coordinator has not acknowledged
     ├── memory/       what the device keeps between rounds, a folder a job
+    ├── sums/         where the device is in secure sums, a file a job; holds secrets
     ├── flower/       FLWR_HOME, and the command that a SuperNode finds
     ├── split.json    by job, the port of the coordinator's split server
     └── last.json     what the device was asked last, and what came of it
@@ -45,11 +46,12 @@ _SETTINGS: Final = "settings.json"
 _BUNDLES: Final = "bundles"
 _OUTBOX: Final = "outbox"
 _MEMORY: Final = "memory"
+_SUMS: Final = "sums"
 _FLOWER: Final = "flower"
 _PORTS: Final = "split.json"
 _LAST: Final = "last.json"
 _RUNNING: Final = "running"
-_IN_WORK: Final = (_BUNDLES, _OUTBOX, _MEMORY, _FLOWER, _PORTS, _LAST, _RUNNING)
+_IN_WORK: Final = (_BUNDLES, _OUTBOX, _MEMORY, _SUMS, _FLOWER, _PORTS, _LAST, _RUNNING)
 _MAX_BYTES: Final = 64 * 1024
 _MOST_PORTS: Final = 64  # jobs whose port is remembered
 
@@ -70,6 +72,11 @@ class Home:
     def outbox(self) -> Path:
         """Of `Outbox`."""
         return self.work / _OUTBOX
+
+    @property
+    def sums(self) -> Path:
+        """Of `FolderSums`."""
+        return self.work / _SUMS
 
     @property
     def flower(self) -> Path:

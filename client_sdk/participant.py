@@ -35,7 +35,9 @@ from client_sdk.identity import Identity
 from client_sdk.machine import Machine
 from client_sdk.memory import FolderMemory
 from client_sdk.outbox import Outbox, answer_once
+from client_sdk.peers import trusted_peers
 from client_sdk.split import SplitAddress, connect, respond_split
+from client_sdk.summing import FolderSums, answer_sum
 from client_sdk.updates import respond, sample_count
 from client_sdk.work import longest_plan
 from edge_runtime.bundle import Bundle
@@ -44,6 +46,7 @@ from edge_runtime.split_trainer import SplitTrainer
 from edge_runtime.trainer import EVALUATION_ROWS, OnnxTrainer
 from protocol.errors import ContainerError, ProtocolError
 from protocol.files import TOKENIZER_FILE
+from protocol.keys import sign
 from protocol.plan import Plan, unpack_plan
 from protocol.readiness import Readiness, Survey, pack_readiness, unpack_survey
 
@@ -124,6 +127,28 @@ class Participant:
             except _OF_DATA as error:
                 noted.refused = str(error)
                 raise DataError(_kept_here(error)) from None
+            except Exception as error:
+                noted.refused = f"{type(error).__name__}: {error}"
+                raise
+
+    def sum(self, blob: bytes) -> bytes:
+        """The answer to a message of a secure sum.
+
+        Raises: PlanError, SumError; OutboxError, MemoryFileError.
+        """
+        with self._noted("sum") as noted:
+            try:
+                key, authority = self._identity.key(), self._held.authority
+                # Two messages at once would go on from the same state.
+                with self._outbox().answering():
+                    return answer_sum(
+                        blob,
+                        client=self.name,
+                        memory=lambda job: FolderMemory(self._home.memory(job)),
+                        store=FolderSums(self._home.sums),
+                        sign=lambda message: sign(message, key),
+                        trust=functools.partial(trusted_peers, authority=authority),
+                    )
             except Exception as error:
                 noted.refused = f"{type(error).__name__}: {error}"
                 raise

@@ -17,6 +17,7 @@ from aggregation.codecs.error_feedback import encode_with_feedback
 from client_sdk.errors import PlanError, TrainingError
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
+from client_sdk.summing import hold
 from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, TRAINED, Work, needed, open_plan
 from edge_runtime.adapter import mixed_tensors
 from edge_runtime.batches import step_count
@@ -24,6 +25,7 @@ from protocol.controls import joined
 from protocol.factors import chosen, cut
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.summing import plan_digest
 from protocol.tensors import ParamSpec, Tensors
 from protocol.update import UpdateHeader, pack_update
 
@@ -152,7 +154,7 @@ def close_update(
     if control:
         delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
     told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
-    blob = _encoded(plan, cut(delta, plan.rank, pairs), told, samples, memory)
+    blob = _encoded(work, manifest, cut(delta, plan.rank, pairs), told, samples, memory)
     if plan.mix is not None:
         needed(memory).save(TRAINED, plan.round, trained)
     if own:
@@ -185,21 +187,30 @@ def _next_control(
 
 
 def _encoded(
-    plan: Plan,
+    work: Work,
+    manifest: Manifest,
     delta: Tensors,
     metrics: Mapping[str, float],
     samples: int,
     memory: ClientMemory | None,
 ) -> bytes:
+    plan = work.plan
     codec = codec_named(plan.uplink_codec)
     seeds = round_seeds(plan.job, plan.round, client_seed=plan.seed)
-    if not plan.error_feedback:
-        return _pack(plan, metrics, samples, codec.encode(delta, seeds=seeds))
-    kept = needed(memory)
-    residual = kept.latest(RESIDUAL, before=plan.round)
-    payload, left = encode_with_feedback(codec, delta, residual, seeds=seeds)
+    left: dict[str, np.ndarray] = {}
+    if plan.error_feedback:
+        residual = needed(memory).latest(RESIDUAL, before=plan.round)
+        payload, left = encode_with_feedback(codec, delta, residual, seeds=seeds)
+    else:
+        payload = codec.encode(delta, seeds=seeds)
+    if plan.min_survivors:
+        names = chosen(plan.sends, manifest.shared, manifest.pairs).names
+        digest = plan_digest(plan, {name: work.start[name] for name in names})
+        hold(needed(memory), plan, delta, payload, digest)
+        payload, samples = b"", samples if "samples" in plan.tells else 1
     blob = _pack(plan, metrics, samples, payload)
-    kept.save(RESIDUAL, plan.round, left)
+    if plan.error_feedback:
+        needed(memory).save(RESIDUAL, plan.round, left)
     return blob
 
 

@@ -59,7 +59,7 @@ def close_round(
         notes.extend(f"test: {name} is {x}" for name, x in tested.items() if finite(x) is None)
     clients_tested = Answers()
     every = rounds.evaluate_clients_every
-    if run.job.data.held_out and (last or (every and number % every == 0)):
+    if run.job.data.held_out and run.tells_accuracy and (last or (every and number % every == 0)):
         clients_tested = _evaluate_clients(run, played, state, busy)
     rejections = (*fit.rejections, *clients_tested.rejections)
     report = RoundReport(

@@ -28,6 +28,7 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
+from coordinator.privacy_section import PrivacySection
 from coordinator.sections import (
     IMAGE_BACKBONES,
     IMAGE_DATASETS,
@@ -47,6 +48,7 @@ from coordinator.sections import (
     allowed_values,
     value_fault,
 )
+from coordinator.summing_rules import summing_faults
 from coordinator.toml_text import key_lines, toml_key, toml_value
 
 
@@ -63,6 +65,7 @@ class Job:
     aggregation: AggregationSection = field(default_factory=AggregationSection)
     rounds: RoundsSection = field(default_factory=RoundsSection)
     personal: PersonalSection = field(default_factory=PersonalSection)
+    privacy: PrivacySection = field(default_factory=PrivacySection)
     split: SplitSection = field(default_factory=SplitSection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
@@ -106,6 +109,7 @@ _SECTIONS: dict[str, Any] = {
     "aggregation": AggregationSection,
     "rounds": RoundsSection,
     "personal": PersonalSection,
+    "privacy": PrivacySection,
     "split": SplitSection,
     "simulation": SimulationSection,
 }
@@ -270,6 +274,7 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("rounds.quorum", rounds.quorum, words)
     if rounds.mode == "async":
         faults.extend(_async_faults(job))
+    faults.extend(summing_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from aggregation.codecs import SumCodec
 from aggregation.errors import MergeError
 from aggregation.mergers import COUNTS, Merged, Roles
+from aggregation.secure_aggregation.context import Terms
 from aggregation.selection import needs_counts, server_optimizer_named
 from aggregation.server_optimizers import ServerOptimizer, ServerState
 from coordinator.admission import Admitted
@@ -18,11 +20,14 @@ from coordinator.exchange import Answers
 from coordinator.job import Job
 from coordinator.journal import UpdateEntry
 from coordinator.link import Failure
+from coordinator.plans import Plans
 from coordinator.run import Run, State
 from coordinator.selections import selection_counts
+from coordinator.summing import sum_updates
 from protocol.controls import joined, parted
 from protocol.rejection import RejectionCode
 from protocol.tensors import Tensors
+from protocol.update import UpdateHeader
 
 
 def server_optimizer(job: Job) -> ServerOptimizer:
@@ -43,6 +48,7 @@ class Step:
     ) -> None:
         """`current`: all tensors, as clients start from them. `memory`: the merger's."""
         self.answers = Answers()
+        self._notes: list[str] = []
         self._run = run
         self._number = number
         self._merged: Any = run.merger.init(run.spec, current=current, memory=memory)
@@ -69,6 +75,30 @@ class Step:
             problem = Failure(code=RejectionCode.NOT_FINITE, reason=str(error))
             answers.refuse(header.client, self._number, problem)
             return
+        self._count(header, size)
+
+    def add_sum(self, plans: Plans, terms: Terms, trained: Sequence[tuple[Admitted, int]]) -> None:
+        """Merge what a secure sum of those clients comes to, each of the same weight.
+
+        `trained`: their answers to the plans, which hold no tensors, and their sizes.
+        """
+        codec = self._run.uplink
+        if not isinstance(codec, SumCodec):
+            raise MergeError(f"expected a codec whose payloads can be summed, found {codec.name}")
+        headers = {admitted.header.client: (admitted.header, size) for admitted, size in trained}
+        summed = sum_updates(plans, sorted(headers), codec, terms, self.answers)
+        if isinstance(summed, str):
+            self._notes.append(f"no secure sum: {summed}")
+            return
+        # As often as there are clients: rules that count updates get their number.
+        update = {**summed.mean, **self._still}
+        for client in summed.members:
+            self._merged = self._run.merger.add(self._merged, update, 1.0, client=client)
+            header, size = headers[client]
+            self._count(header, size + summed.sizes[client])
+
+    def _count(self, header: UpdateHeader, size: int) -> None:
+        answers = self.answers
         answers.updates.append(
             UpdateEntry(
                 nonce=header.nonce, client=header.client, samples=header.samples, bytes=size
@@ -76,7 +106,7 @@ class Step:
         )
         if "loss" in header.metrics:
             answers.losses.append((header.metrics["loss"], header.samples))
-        if counts:
+        if counts := selection_counts(header.metrics, self._run.elements):
             answers.selected[header.client] = counts
 
     def finish(self, state: State, *, share: float) -> tuple[State, list[str]]:
@@ -92,7 +122,7 @@ class Step:
             missing = (
                 f"tensors unchanged: {found} valid updates, rounds.min_updates asks for {least}"
             )
-            return State(tensors=tensors, memory=memory.moved({})), [missing]
+            return State(tensors=tensors, memory=memory.moved({})), [*self._notes, missing]
         try:
             result: Merged = run.merger.finish(self._merged)
             delta = _shared_controls(result.delta, share)

@@ -9,7 +9,7 @@ kept its answer gives it again; a nonce that came with other bytes it would refu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from aggregation.codecs import round_seeds
 from aggregation.mergers import Roles
@@ -19,10 +19,13 @@ from coordinator.downlink import Broadcast
 from coordinator.run import Run
 from protocol.factors import at_rank
 from protocol.plan import Plan, pack_plan
+from protocol.summing import plan_digest
 from protocol.tensors import ParamSpec
 from protocol.update import MAX_UPDATE_OVERHEAD
 
 Task = Literal["fit", "evaluate"]
+
+_ANYBODY: Final = "anybody"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class Plans:
     def __post_init__(self) -> None:
         shared = self.run.part(self.roles.shares)
         self._specs = {
-            rank: at_rank(rank, shared, self.run.pairs) if self.task == "fit" else None
+            rank: at_rank(rank, shared, self.run.pairs) if self._brings_tensors else None
             for rank in self.sent.whole
         }
         uplink = self.run.uplink
@@ -50,11 +53,29 @@ class Plans:
             for rank, spec in self._specs.items()
         }
 
+    @property
+    def _brings_tensors(self) -> bool:
+        """Whether answers do: in a secure sum they follow, masked."""
+        return self.task == "fit" and self.run.sums is None
+
     def plan(self, client: str, nonce: str, *, draw: int | None = None) -> bytes:
         """The container for a client. `draw`: number of the client's random choices, where it is
         not the round's."""
+        return pack_plan(
+            self._plan(client, nonce, self.number if draw is None else draw),
+            self.sent.for_client(client).payload,
+        )
+
+    def digest(self) -> bytes:
+        """What clients that are asked alike agree on: see `protocol.summing.plan_digest`."""
+        names = self.run.part(self.roles.sends).names
+        tensors = {name: self.sent.seen[name] for name in names}
+        return plan_digest(self._plan(_ANYBODY, "0" * 16, self.number), tensors)
+
+    def _plan(self, client: str, nonce: str, draw: int) -> Plan:
         run, parcel = self.run, self.sent.for_client(client)
-        plan = Plan(
+        terms = run.sums if self.task == "fit" else None
+        return Plan(
             job=run.hash,
             round=self.number,
             nonce=nonce,
@@ -76,10 +97,12 @@ class Plans:
             rank=parcel.rank,
             offset_round=parcel.offset_round,
             offset_ranks=parcel.offset_ranks,
-            seed=client_seed(run.seed, self.number if draw is None else draw, client),
+            seed=client_seed(run.seed, draw, client),
             max_update_bytes=self._budgets[parcel.rank],
+            min_survivors=terms.min_survivors if terms else 0,
+            corrupt=terms.corrupt if terms else 0.0,
+            dropouts=terms.dropouts if terms else 0.0,
         )
-        return pack_plan(plan, parcel.payload)
 
     def expected(self, client: str, nonce: str) -> Expected:
         """What the answer to that plan must be."""

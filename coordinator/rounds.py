@@ -33,7 +33,7 @@ from coordinator.link import Link
 from coordinator.merging import Step, server_optimizer
 from coordinator.plans import Plans
 from coordinator.reports import RoundReport
-from coordinator.run import Evaluate, Run, State
+from coordinator.run import Credentials, Evaluate, Run, State
 from coordinator.server_memory import ServerMemory
 from coordinator.watch import Unattended, Watch
 from protocol.controls import joined, parted, with_controls
@@ -65,6 +65,7 @@ def run_rounds(
     rejoin_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
+    credentials: Credentials = lambda clients: {},
 ) -> Result:
     """Play a job's rounds, from where its journal stands, and give the final tensors.
 
@@ -79,6 +80,7 @@ def run_rounds(
             it goes on without some of them.
         pause: sleeps for so many seconds between two looks at who is there; it may raise to end
             the run, as `on_round` may.
+        credentials: of clients, for jobs with secure sums.
 
     Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`.
     """
@@ -111,6 +113,7 @@ def run_rounds(
         rejoin_s=rejoin_s,
         clock=clock,
         pause=pause,
+        credentials=credentials,
     )
     done, tensors = journal.open_run(run.hash, dump_job(job), initial)
     moments = journal.moments(run.hash, done)
@@ -147,15 +150,19 @@ def _play_round(run: Run, number: int, state: State) -> State:
         ranks=run.ranks,
     )
     step = Step(run, number, roles, {**state.tensors, **sent.seen}, memory.merger)
+    plans = Plans(run=run, number=number, task="fit", roles=roles, sent=sent)
     exchange = Exchange(
-        plans=Plans(run=run, number=number, task="fit", roles=roles, sent=sent),
+        plans=plans,
         nonces=start.nonces,
         answers=step.answers,
         closes_at=closing_time(run, started),
         quorum=rounds.enough if rounds.enough < len(start.nonces) else 0,
     )
-    for admitted, size in exchange.admitted():
-        step.add(admitted, size)
+    if run.sums is None:
+        for admitted, size in exchange.admitted():
+            step.add(admitted, size)
+    else:
+        step.add_sum(plans, run.sums, list(exchange.admitted()))
     fitted = run.clock()
     held = State(
         tensors=state.tensors,

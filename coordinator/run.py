@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from aggregation.codecs import Codec, codec_named
 from aggregation.mergers import ONE_FACTOR, Merger, Roles, roles_of
+from aggregation.secure_aggregation.context import Terms
 from aggregation.selection import is_robust
 from aggregation.server_optimizers import ServerOptimizer
 from coordinator.job import Job
@@ -25,6 +26,10 @@ from protocol.tensors import ParamSpec, Tensors
 Evaluate = Callable[[Tensors, Tensors], Mapping[str, float]]
 """The coordinator's own test of the global tensors, with the offset of frozen weights by their
 names: {"accuracy": ..., "loss": ...}."""
+
+
+Credentials = Callable[[Sequence[str]], Mapping[str, str]]
+"""What shows other clients who these are, in PEM by their names: for secure sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,7 @@ class Run:
     rejoin_s: float
     clock: Callable[[], float]
     pause: Callable[[float], None]
+    credentials: Credentials
 
     def roles(self, memory: Tensors) -> Roles:
         """Which tensors the round is about that starts from the merger's memory."""
@@ -77,6 +83,16 @@ class Run:
     def ranks(self) -> tuple[int, ...]:
         """The ranks that clients' factors may have; () for the bundle's own."""
         return self.job.aggregation.client_ranks
+
+    @property
+    def sums(self) -> Terms | None:
+        """Of the job's secure sums; None where updates are seen one by one."""
+        return self.job.privacy.terms
+
+    @property
+    def tells_accuracy(self) -> bool:
+        """Whether clients may be asked how they do on samples that they hold back."""
+        return self.sums is None or "accuracy" in self.job.update.told
 
     @property
     def uplink(self) -> Codec:

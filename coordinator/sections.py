@@ -38,6 +38,7 @@ _MAX_INT = 2**53 - 1
 _MAX_ADAPTIVE_RATE = 0.5
 _ANY = re.compile(r"(?s).+")
 _RANKS = re.compile(r"([1-9][0-9]{0,4}( *, *[1-9][0-9]{0,4})*)?")
+_TOLD = "(loss|selected|samples|accuracy)"
 _WHOLE_CODECS = ("float32", "float16", "bfloat16")
 _SPLIT = r"(iid|natural|shards:[0-9]{1,9}|dirichlet:([0-9]+(\.[0-9]*)?|\.[0-9]+)(e-?[0-9]{1,3})?)"
 _PARTITION = re.compile(rf"{_SPLIT}|domains(:mixed|:one-per-client|:[1-5])?(,{_SPLIT})?")
@@ -297,10 +298,12 @@ class UpdateSection:
     )
     metrics: str = _key(
         "loss",
-        "what clients tell of their training beside the update: loss, and for pools selected, how "
-        "often each element was",
-        pattern=re.compile(r"((loss|selected)(,(loss|selected))?)?"),
-        allowed='expected "loss", "selected", "loss,selected" or an empty text',
+        "what clients tell beside the update: loss, of their training; for pools selected, how "
+        "often each element was; and what they tell of themselves even so, but where sums are "
+        "secure: samples, how many they have, and accuracy, of their own tests",
+        pattern=re.compile(rf"({_TOLD}(,{_TOLD})*)?"),
+        allowed="expected words of loss, selected, samples, accuracy with commas between, each "
+        "once, or an empty text",
     )
     downlink: str = _key(
         "tensors",
@@ -323,6 +326,9 @@ class UpdateSection:
     def __post_init__(self) -> None:
         _check(self, "update")
         faults = []
+        if len(set(self.told)) < len(self.told):
+            words = "expected each word once"
+            faults.append(Fault(key="update.metrics", value=self.metrics, allowed=words))
         for key in ("codec", "downlink_codec"):
             value = getattr(self, key)
             try:

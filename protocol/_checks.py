@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from protocol.errors import ProtocolError
+from protocol.limits import MAX_PEM_LENGTH
 
 _HEX = re.compile(r"[0-9a-f]*")
 
@@ -72,6 +73,22 @@ def hexadecimal(field: str, value: object, low: int, high: int, error: type[Prot
         span = f"{low}" if low == high else f"{low} to {high}"
         raise error(f"{field}: expected {span} hex digits in pairs, found {len(value)}")
     return value
+
+
+def pem(field: str, value: object, *labels: str, error: type[ProtocolError]) -> str:
+    """One PEM block of one of these labels by its looks; whether it holds what it says, its reader
+    finds out."""
+    if not isinstance(value, str) or not value.isascii():
+        raise error(f"{field}: expected PEM, found {shown(value)}")
+    if len(value) > MAX_PEM_LENGTH:
+        raise error(f"{field}: expected at most {MAX_PEM_LENGTH} characters, found {len(value)}")
+    for label in labels:
+        begin, end = f"-----BEGIN {label}-----\n", f"-----END {label}-----\n"
+        body = value.removeprefix(begin).removesuffix(end)
+        if len(value) - len(body) == len(begin) + len(end) and "-" not in body:
+            return value
+    names = " or ".join(labels)
+    raise error(f"{field}: expected one PEM block of {names}, found {shown(value)}")
 
 
 def one_of(field: str, value: object, allowed: Collection[str], error: type[ProtocolError]) -> str:

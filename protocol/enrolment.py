@@ -30,7 +30,6 @@ from protocol.limits import (
     MAX_ENROLMENT_BYTES,
     MAX_FACT_LENGTH,
     MAX_FACTS,
-    MAX_PEM_LENGTH,
     MAX_REASON_LENGTH,
     MAX_UNIX_TIME,
 )
@@ -74,9 +73,9 @@ class EnrolRequest:
     def __post_init__(self) -> None:
         error = MalformedError
         _checks.hexadecimal("token", self.token, TOKEN_DIGITS, TOKEN_DIGITS, error)
-        _pem("csr", self.csr, "CERTIFICATE REQUEST")
+        _checks.pem("csr", self.csr, "CERTIFICATE REQUEST", error=MalformedError)
         if self.node_key or self.node_proof:
-            _pem("node_key", self.node_key, "PUBLIC KEY")
+            _checks.pem("node_key", self.node_key, "PUBLIC KEY", error=MalformedError)
             _signature("node_proof", self.node_proof)
         object.__setattr__(self, "versions", _facts("versions", self.versions, numbers=False))
         object.__setattr__(self, "capabilities", _facts("capabilities", self.capabilities))
@@ -93,8 +92,8 @@ class RenewRequest:
     signature: str  # hex; `renewal_text` signed by the certificate's key
 
     def __post_init__(self) -> None:
-        _pem("certificate", self.certificate, "CERTIFICATE")
-        _pem("csr", self.csr, "CERTIFICATE REQUEST")
+        _checks.pem("certificate", self.certificate, "CERTIFICATE", error=MalformedError)
+        _checks.pem("csr", self.csr, "CERTIFICATE REQUEST", error=MalformedError)
         _checks.integer("time", self.time, 0, MAX_UNIX_TIME, MalformedError)
         _signature("signature", self.signature)
 
@@ -115,8 +114,8 @@ class Enrolled:
     def __post_init__(self) -> None:
         error = MalformedError
         _checks.text("device", self.device, MAX_CLIENT_LENGTH, error)
-        _pem("certificate", self.certificate, "CERTIFICATE")
-        _pem("authority", self.authority, "CERTIFICATE")
+        _checks.pem("certificate", self.certificate, "CERTIFICATE", error=MalformedError)
+        _checks.pem("authority", self.authority, "CERTIFICATE", error=MalformedError)
         _checks.text("coordinator", self.coordinator, MAX_CLIENT_LENGTH, error)
         _checks.hexadecimal("signing_key", self.signing_key, 64, 64, error)
         _checks.integer("not_after", self.not_after, 0, MAX_UNIX_TIME, error)
@@ -239,22 +238,6 @@ def _require_short(raw: bytes) -> None:
     if len(raw) > MAX_ENROLMENT_BYTES:
         raise TooLongError(
             f"message: expected at most {MAX_ENROLMENT_BYTES} bytes, found {len(raw)}"
-        )
-
-
-def _pem(field: str, value: object, label: str) -> None:
-    """One PEM block by its looks; whether it holds what it says, its reader finds out."""
-    begin, end = f"-----BEGIN {label}-----\n", f"-----END {label}-----\n"
-    if not isinstance(value, str) or not value.isascii():
-        raise MalformedError(f"{field}: expected PEM, found {_checks.shown(value)}")
-    if len(value) > MAX_PEM_LENGTH:
-        raise MalformedError(
-            f"{field}: expected at most {MAX_PEM_LENGTH} characters, found {len(value)}"
-        )
-    body = value.removeprefix(begin).removesuffix(end)
-    if len(value) - len(body) != len(begin) + len(end) or "-" in body:
-        raise MalformedError(
-            f"{field}: expected one PEM block of {label}, found {_checks.shown(value)}"
         )
 
 

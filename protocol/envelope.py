@@ -24,7 +24,11 @@ CLIENT: Final = "client"
 ARRAY_TYPE: Final = "fedloom.bytes"
 
 HELLO: Final = "query.hello"  # asks a node which client it is; answered with an empty blob
-MESSAGE_TYPES: Final[Mapping[str, str]] = {"fit": "train.fit", "evaluate": "evaluate.score"}
+MESSAGE_TYPES: Final[Mapping[str, str]] = {
+    "fit": "train.fit",
+    "evaluate": "evaluate.score",
+    "sum": "query.sum",
+}
 
 
 def read_content(content: Mapping[str, Any]) -> tuple[str, bytes]:

@@ -9,6 +9,7 @@ One curve throughout: Flower knows its nodes by such keys, so that a device need
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -142,3 +143,27 @@ def verify(message: bytes, signature: bytes, key: ec.EllipticCurvePublicKey) -> 
         key.verify(signature, message, ec.ECDSA(_DIGEST))
     except InvalidSignature:
         raise SignatureError("signature: does not belong to this content and this key") from None
+
+
+def credential_key(pem: str) -> ec.EllipticCurvePublicKey:
+    """The public key of a certificate, or of a public key, in PEM. Raises: SignatureError."""
+    if "BEGIN PUBLIC KEY" in pem:
+        return load_public(pem)
+    return require_p384("certificate", load_certificate(pem).public_key())
+
+
+def verifier(credentials: Mapping[str, str]) -> Callable[[str, bytes, bytes], bool]:
+    """Whether whoever shows a credential (PEM) under a name signed a message so; False for a name
+    without one. The credentials themselves are believed. Raises: SignatureError."""
+    known = {name: credential_key(pem) for name, pem in credentials.items()}
+
+    def verified(name: str, message: bytes, signature: bytes) -> bool:
+        if name not in known:
+            return False
+        try:
+            verify(message, signature, known[name])
+        except SignatureError:
+            return False
+        return True
+
+    return verified

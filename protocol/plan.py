@@ -78,6 +78,12 @@ class Plan:
     """What follows, one number a pair of the manifest: n for factors [d, n] and [n, k] of the
     change, DENSE for the change [d, k], 0 for none; () for none at all."""
 
+    min_survivors: int = 0
+    """The update is for a secure sum of at least so many; 0: it is sent as it is. In a secure sum
+    the answer is without it, and messages of the sum follow."""
+    corrupt: float = 0.0  # of clients in a secure sum, the largest share that may help the server
+    dropouts: float = 0.0  # and the largest share that may be lost on the way
+
     def __post_init__(self) -> None:
         error = MalformedError
         _checks.hexadecimal("job", self.job, 64, 64, error)
@@ -108,6 +114,12 @@ class Plan:
         object.__setattr__(self, "tells", told)
         self._set_integer("rank", 0, MAX_FACTOR_RANK)
         self._set_integer("offset_round", 0, self.round)
+        self._set_integer("min_survivors", 0, MAX_ROUND)
+        for name in ("corrupt", "dropouts"):
+            share = _checks.real(name, getattr(self, name), error, low=0.0)
+            if share >= 1:
+                raise error(f"{name}: expected a share below 1, found {share:g}")
+            object.__setattr__(self, name, share)
         ranks = _checks.sequence("offset_ranks", self.offset_ranks, MAX_TENSORS, error)
         checked = (
             _checks.integer("offset_ranks", rank, DENSE, MAX_FACTOR_RANK, error) for rank in ranks
@@ -122,7 +134,7 @@ class Plan:
 
 def pack_plan(plan: Plan, payload: Blob) -> bytes:
     """The bytes that travel."""
-    return pack(PLAN_MAGIC, _to_json(plan), payload)
+    return pack(PLAN_MAGIC, plan_fields(plan), payload)
 
 
 def unpack_plan(blob: Blob, *, max_bytes: int) -> tuple[Plan, memoryview]:
@@ -130,7 +142,7 @@ def unpack_plan(blob: Blob, *, max_bytes: int) -> tuple[Plan, memoryview]:
     value, text, payload = unpack(PLAN_MAGIC, blob, max_bytes=max_bytes)
     fields = _checks.keys("header", value, _FIELDS, MalformedError)
     plan = Plan(**fields)
-    require_canonical(_to_json(plan), text)
+    require_canonical(plan_fields(plan), text)
     return plan, payload
 
 
@@ -157,9 +169,13 @@ _FIELDS: Final = (
     "rank",
     "offset_round",
     "offset_ranks",
+    "min_survivors",
+    "corrupt",
+    "dropouts",
     "max_update_bytes",
 )
 
 
-def _to_json(plan: Plan) -> dict[str, object]:
+def plan_fields(plan: Plan) -> dict[str, object]:
+    """The header, ready for JSON."""
     return {name: getattr(plan, name) for name in _FIELDS}

@@ -30,6 +30,7 @@ class RejectionCode(StrEnum):
     DUPLICATE = "E216"  # this attempt's update has been counted before
     LATE = "E217"  # nothing came before the round had its quorum, or before its end
     REVOKED = "E218"  # the device was revoked, or left, before its answer was merged
+    NOT_SUMMED = "E219"  # the client was lost in a secure sum, or what it sent there was wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

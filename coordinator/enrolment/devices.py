@@ -10,7 +10,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -128,6 +128,11 @@ class Devices:
         """The names of those who are members, by Flower's numbers."""
         query = "SELECT node, name FROM devices WHERE node IS NOT NULL AND revoked IS NULL"
         return {int(node): name for node, name in self._store.rows(query)}
+
+    def certificates(self, names: Sequence[str]) -> dict[str, str]:
+        """The latest certificates (PEM) of those of these devices that are members."""
+        known = (self.by_name(name) for name in names)
+        return {d.name: d.certificate for d in known if d is not None and d.revoked is None}
 
     def revoke(self, name: str) -> bool:
         """Shut a device out for good, from the next check on; False if it was out already.

@@ -153,6 +153,7 @@ def _play(
             watch=watch,
             rejoin_s=_REJOIN_S,
             pause=watch.pause,
+            credentials=devices.certificates,
         )
         watch.say(doing="finishing", round=job.rounds.count)
         tensors = {**first, **result.tensors}

@@ -16,6 +16,7 @@ from coordinator.flower_link import FlowerLink
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import Result, run_rounds
+from coordinator.run import Credentials
 from edge_runtime import batch_plan, preprocess
 from edge_runtime.bundle import Bundle
 from edge_runtime.trainer import OnnxTrainer
@@ -27,6 +28,7 @@ from simulations.backends.cohort_size import cohort_size
 from simulations.backends.prepared import MEMORY_FOLDER, PreparedClient, prepare
 from simulations.backends.sequential import SequentialClients
 from simulations.backends.split import LocalBodies
+from simulations.backends.summing import SummingClients
 from simulations.grid import InProcessGrid, Serve
 from simulations.server_app import make_server_app
 from simulations.setup import Setup
@@ -90,7 +92,7 @@ def _play(
         def choose_by(tensors: Tensors) -> float:
             return trainer.evaluate({**first, **tensors}, validation)["accuracy"]
 
-    def rounds(link: FlowerLink) -> None:
+    def rounds(link: FlowerLink, credentials: Credentials = lambda clients: {}) -> None:
         spec = bundle.manifest.shared
         initial = {name: first[name] for name in spec.names}
         result = run_rounds(
@@ -104,6 +106,7 @@ def _play(
             pairs=bundle.manifest.pairs,
             choose_by=choose_by,
             streamed=bodies.streamed if bodies else lambda: (0, 0),
+            credentials=credentials,
         )
         results.append(result)
 
@@ -127,10 +130,12 @@ def _play(
         else:
             serve, together = _local_clients(setup, bundle, trainer, clients)
         names = [client.id for client in clients]
-        grid = InProcessGrid(names, wrap(serve, bundle.manifest))
+        memories = {client.id: client.memory for client in clients if client.memory is not None}
+        summing = SummingClients(wrap(serve, bundle.manifest), memories)
+        grid = InProcessGrid(names, summing.serve)
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together
-        rounds(FlowerLink(grid, clients=len(clients), window=window))
+        rounds(FlowerLink(grid, clients=len(clients), window=window), summing.credentials)
     return results[0]._replace(tensors={**first, **results[0].tensors})
 
 

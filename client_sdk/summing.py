@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's part in a secure sum: its update stays here, and only masked does it leave.
+
+A plan that asks for a secure sum is trained for as any other. What the codec made of the update is
+kept with this client's memory, its answer to the plan is without it, and the messages of
+`aggregation.secure_aggregation` follow. A process may end between any two of them: the state of the
+one attempt that a job is in is stored before an answer leaves.
+
+A round may be attempted again, with fresh keys, as long as nothing of it was opened: two sums of
+the same update over different clients would differ by what single clients sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from aggregation.codecs import SumCodec, codec_named
+from aggregation.codecs.common_grid import sum_bits
+from aggregation.errors import SecureSumError
+from aggregation.packing import unpack
+from aggregation.secure_aggregation.client import (
+    ClientState,
+    Device,
+    Ended,
+    Revealed,
+    advance,
+    wants_values,
+)
+from aggregation.secure_aggregation.client_bytes import from_bytes, to_bytes
+from aggregation.secure_aggregation.context import Context, Task, Terms
+from aggregation.secure_aggregation.keys import Signer, Verifier
+from aggregation.secure_aggregation.masks import word_type
+from aggregation.secure_aggregation.messages import Announcement, Message, decode
+from aggregation.secure_aggregation.outcomes import Refusal
+from client_sdk.durable import make_folder
+from client_sdk.errors import PlanError, SumError
+from client_sdk.memory import ClientMemory
+from protocol.errors import ContainerError
+from protocol.owned_files import write_whole
+from protocol.plan import Plan
+from protocol.summing import MAX_SUM_REQUEST_BYTES, SumRequest, pack_sum_request, unpack_sum_request
+from protocol.tensors import ParamSpec, Tensors
+
+SUMMAND: Final = "summand"
+"""Kind of what a client's memory keeps for it."""
+
+Trust = Callable[[Mapping[str, str]], Verifier]
+"""Who signs as whom, by the participants' credentials as the coordinator gave them."""
+
+
+class SumStore(Protocol):
+    """Where the state of a job's latest attempt is kept, secrets included."""
+
+    def load(self, job: str) -> bytes | None:
+        """What was saved last; None before."""
+        ...
+
+    def save(self, job: str, state: bytes) -> None:
+        """Replace it; durable when it returns."""
+        ...
+
+
+class FolderSums:
+    """A device's, in a folder for its owner alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, job: str) -> bytes | None:
+        """Raises: SumError for a file that cannot be read."""
+        path = self._folder / job
+        try:
+            return path.read_bytes() if path.exists() else None
+        except OSError as error:
+            raise SumError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+    def save(self, job: str, state: bytes) -> None:
+        """Raises: SumError where it cannot be written; nothing may leave then."""
+        path = self._folder / job
+        try:
+            make_folder(self._folder)
+            write_whole(path, state)
+        except OSError as error:
+            raise SumError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+class HeldSums:
+    """A simulated client's, in this process's memory."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, bytes] = {}
+
+    def load(self, job: str) -> bytes | None:
+        """See `SumStore.load`."""
+        return self._states.get(job)
+
+    def save(self, job: str, state: bytes) -> None:
+        """See `SumStore.save`."""
+        self._states[job] = state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summand:
+    """What a client has made for a round's sum."""
+
+    codec: str
+    plan: bytes  # its digest, see `protocol.summing.plan_digest`
+    terms: Terms
+    values: int  # integers of the payload
+    payload: bytes
+
+    def sum_codec(self) -> SumCodec:
+        """Raises: SumError for a codec whose payloads cannot be summed."""
+        codec = codec_named(self.codec)
+        if not isinstance(codec, SumCodec):
+            raise SumError(f"expected a codec whose payloads can be summed, found {self.codec}")
+        return codec
+
+    def integers(self, bits: int) -> np.ndarray:
+        """For a sum modulo 2^bits, [values]."""
+        own = self.sum_codec().levels.bit_length()
+        return unpack(self.payload, own, self.values).astype(word_type(bits))
+
+    def task(self, job: str, round: int, context: Context) -> Task:
+        """What this client knows of the sum by itself, for an attempt that was announced."""
+        return Task(
+            job=bytes.fromhex(job),
+            round=round,
+            nonce=context.task.nonce,
+            plan=self.plan,
+            values=self.values,
+            bits=sum_bits(self.sum_codec().levels, len(context.names)),
+        )
+
+
+def hold(memory: ClientMemory, plan: Plan, delta: Tensors, payload: bytes, digest: bytes) -> None:
+    """Keep the payload of an update for the sum that a plan announces.
+
+    Raises: PlanError for a codec whose payloads cannot be summed; MemoryFileError.
+    """
+    codec = codec_named(plan.uplink_codec)
+    if not isinstance(codec, SumCodec):
+        raise PlanError(
+            f"plan: expected a codec whose payloads can be summed, found {plan.uplink_codec}"
+        )
+    about = {
+        "codec": codec.name,
+        "plan": digest.hex(),
+        "corrupt": plan.corrupt,
+        "dropouts": plan.dropouts,
+        "min_survivors": plan.min_survivors,
+        "values": codec.length(ParamSpec.of(delta)),
+    }
+    memory.save(
+        SUMMAND,
+        plan.round,
+        {
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+            "payload": np.frombuffer(payload, np.uint8),
+        },
+    )
+
+
+def held(memory: ClientMemory, round: int) -> Summand:
+    """What was kept for a round's sum. Raises: SumError where there is none."""
+    found = memory.of_round(SUMMAND, round)
+    if not found:
+        raise SumError(f"nothing was trained here for a sum of round {round}")
+    about = json.loads(found["about"].tobytes())
+    return Summand(
+        codec=about["codec"],
+        plan=bytes.fromhex(about["plan"]),
+        terms=Terms(
+            corrupt=about["corrupt"],
+            dropouts=about["dropouts"],
+            min_survivors=about["min_survivors"],
+        ),
+        values=about["values"],
+        payload=found["payload"].tobytes(),
+    )
+
+
+def answer_sum(
+    blob: bytes,
+    *,
+    client: str,
+    memory: Callable[[str], ClientMemory],
+    store: SumStore,
+    sign: Signer,
+    trust: Trust,
+) -> bytes:
+    """The answer to one message of a secure sum; the state is stored before it is given.
+
+    `memory` is of a job, by its hash.
+
+    Raises: PlanError for what cannot be read or is for another client; SumError for what this
+    client refuses, or cannot keep: nothing leaves then.
+    """
+    try:
+        request = unpack_sum_request(blob)
+        message = decode(request.message, max_bytes=MAX_SUM_REQUEST_BYTES)
+    except (ContainerError, SecureSumError) as error:
+        raise PlanError(f"message of a sum: {error}") from error
+    if request.client != client:
+        raise PlanError(f"message of a sum: expected one for {client}, found {request.client}")
+    state, credentials = _latest(store, request, message)
+    context = _context(state, message)
+    summand = held(memory(request.job), request.round)
+    device = Device(
+        name=client,
+        task=summand.task(request.job, request.round, context) if context else _NO_TASK,
+        terms=summand.terms,
+        sign=sign,
+        verify=trust(credentials),
+    )
+    values = None
+    if context is not None and wants_values(state, request.message):
+        values = summand.integers(context.task.bits)
+    after, reply = advance(state, request.message, device, values)
+    if after is not None and after is not state:
+        kept = SumRequest(
+            job=request.job,
+            round=request.round,
+            client=client,
+            credentials=credentials,
+            message=to_bytes(after),
+        )
+        store.save(request.job, pack_sum_request(kept))
+    if isinstance(reply, Refusal):
+        raise SumError(f"{reply.reason}: {reply.detail}")
+    return reply
+
+
+_NO_TASK: Final = Task(job=bytes(32), round=0, nonce=bytes(8), plan=bytes(32), values=1, bits=1)
+"""Of a client that has left the attempt, or has given its answer: it is not looked at."""
+
+
+def _latest(
+    store: SumStore, request: SumRequest, message: Message
+) -> tuple[ClientState | None, Mapping[str, str]]:
+    """The state of the attempt that a message is of, and the credentials that it began with.
+
+    None for an attempt that is new. Raises: SumError for one that may not begin any more.
+    """
+    kept = store.load(request.job)
+    if kept is not None:
+        record = unpack_sum_request(kept)
+        state = from_bytes(record.message)
+        if _attempt(state) == message.attempt and record.round == request.round:
+            return state, record.credentials
+        if record.round > request.round:
+            raise SumError(f"round {request.round} is over here, round {record.round} has begun")
+        if record.round == request.round and isinstance(state, Revealed):
+            raise SumError(
+                f"a sum of round {request.round} was opened already; another one of the same "
+                "update could show what single clients sent"
+            )
+    if not isinstance(message, Announcement):
+        raise SumError("a message of an attempt that was not announced, or is over")
+    return None, request.credentials
+
+
+def _attempt(state: ClientState) -> bytes:
+    return state.attempt if isinstance(state, Revealed | Ended) else state.context.digest()
+
+
+def _context(state: ClientState | None, message: Message) -> Context | None:
+    if isinstance(message, Announcement) and state is None:
+        return message.context
+    return None if state is None or isinstance(state, Revealed | Ended) else state.context
