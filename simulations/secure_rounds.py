@@ -125,8 +125,7 @@ def random_vectors(
     """Uniform over the whole modulus, so that every sum wraps around."""
     kind = word_type(task.bits)
     return {
-        name: rng.integers(0, 1 << task.bits, task.values, np.uint64).astype(kind)
-        for name in names
+        name: rng.integers(0, 1 << task.bits, task.values, np.uint64).astype(kind) for name in names
     }
 
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -44,7 +44,7 @@ import numpy as np
 from aggregation.errors import SecureMessageError, SecureSumError
 from aggregation.secure_aggregation import keys, shamir
 from aggregation.secure_aggregation.context import Context, Task, Terms
-from aggregation.secure_aggregation.graph import neighbours, shape
+from aggregation.secure_aggregation.graph import neighbours_of, shape
 from aggregation.secure_aggregation.keys import KeyPair, Signer, Verifier
 from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
 from aggregation.secure_aggregation.messages import (
@@ -332,11 +332,12 @@ def _share(
         )
         for secret in (state.mask.secret, seed)
     ]
+    agreed = _agreements(state.sealing.secret)
     for peer, public in peers.items():
         plain = b"".join(each[peer + 1].to_bytes(shamir.SHARE_BYTES, "little") for each in shares)
         sealed[peer] = keys.seal(
             plain,
-            _agreed(state.sealing.secret, public.sealing, context.names[peer]),
+            agreed(public.sealing, context.names[peer]),
             attempt=attempt,
             sender=device.name,
             receiver=context.names[peer],
@@ -371,6 +372,7 @@ def _mask(
     vector = _require_values(values, context.task)
     kept: dict[int, bytes] = {}
     held: dict[int, Held] = {}
+    agreed = _agreements(state.sealing_secret)
     for peer, box in message.sealed:
         if peer not in state.peers:
             raise _RefusedError(
@@ -378,9 +380,9 @@ def _mask(
             )
         public, name = state.peers[peer], context.names[peer]
         kept[peer] = public.mask
-        agreed = _agreed(state.sealing_secret, public.sealing, name)
+        secret = agreed(public.sealing, name)
         try:
-            plain = keys.unseal(box, agreed, attempt=attempt, sender=name, receiver=device.name)
+            plain = keys.unseal(box, secret, attempt=attempt, sender=name, receiver=device.name)
         except SecureMessageError:
             continue  # that peer's fault or the server's; it is masked towards all the same
         half = shamir.SHARE_BYTES
@@ -423,11 +425,10 @@ def _masked(
     attempt, own = context.digest(), context.names.index(name)
     total = vector.copy()
     add_mask(total, keys.self_mask_key(seed, attempt=attempt, name=name))
+    agreed = _agreements(mask_secret)
     for peer, public in peers.items():
         other = context.names[peer]
-        key = keys.pair_mask_key(
-            _agreed(mask_secret, public, other), attempt=attempt, one=name, other=other
-        )
+        key = keys.pair_mask_key(agreed(public, other), attempt=attempt, one=name, other=other)
         (add_mask if own < peer else subtract_mask)(total, key)
     reduce(total, context.task.bits)
     return pack(total, context.task.bits)
@@ -498,7 +499,8 @@ def _reveal(
 def _own_place(context: Context, device: Device) -> tuple[int, frozenset[int]]:
     """The client's place in the list, and its neighbours by the graph that it works out itself."""
     own = context.names.index(device.name)
-    return own, frozenset(neighbours(context.names, context.seed, context.degree)[own])
+    found = neighbours_of(own, context.names, context.seed, context.degree)
+    return own, frozenset(found)
 
 
 def _require_peers(count: int, context: Context, what: str) -> None:
@@ -523,11 +525,17 @@ def _require_values(values: np.ndarray | None, task: Task) -> np.ndarray:
     return values
 
 
-def _agreed(secret: bytes, public: bytes, name: str) -> bytes:
-    try:
-        return keys.agree(secret, public)
-    except SecureSumError:
-        raise _RefusedError(Reason.WEAK_KEY, f"a key of {name} agrees with everybody") from None
+def _agreements(secret: bytes) -> Callable[[bytes, str], bytes]:
+    """What is agreed with a public key and its owner's name."""
+    agreed = keys.agreements(secret)
+
+    def with_peer(public: bytes, name: str) -> bytes:
+        try:
+            return agreed(public)
+        except SecureSumError:
+            raise _RefusedError(Reason.WEAK_KEY, f"a key of {name} agrees with everybody") from None
+
+    return with_peer
 
 
 def _signed(statement: bytes, device: Device) -> bytes:

@@ -161,18 +161,35 @@ def neighbours(names: Sequence[str], seed: bytes, degree: int) -> tuple[tuple[in
     Raises: SecureSumError for a degree that is neither even and below n - 1, nor n - 1.
     """
     count = len(names)
+    _require_degree(degree, count)
     if degree == count - 1:
         return tuple(tuple(j for j in range(count) if j != i) for i in range(count))
-    if degree % 2 or not 2 <= degree < count - 1:
-        raise SecureSumError(
-            f"degree: expected {count - 1}, or an even number below it, found {degree}"
-        )
     order = ring(names, seed)
     found: list[tuple[int, ...]] = [()] * count
     for at, place in enumerate(order):
-        steps = [step for step in range(-(degree // 2), degree // 2 + 1) if step]
-        found[place] = tuple(sorted(order[(at + step) % count] for step in steps))
+        found[place] = _around(order, at, degree)
     return tuple(found)
+
+
+def neighbours_of(place: int, names: Sequence[str], seed: bytes, degree: int) -> tuple[int, ...]:
+    """The row of `neighbours` for one place, without the others. Raises: as that."""
+    _require_degree(degree, len(names))
+    if degree == len(names) - 1:
+        return tuple(other for other in range(len(names)) if other != place)
+    order = ring(names, seed)
+    return _around(order, order.index(place), degree)
+
+
+def _around(order: Sequence[int], at: int, degree: int) -> tuple[int, ...]:
+    steps = (step for step in range(-(degree // 2), degree // 2 + 1) if step)
+    return tuple(sorted(order[(at + step) % len(order)] for step in steps))
+
+
+def _require_degree(degree: int, count: int) -> None:
+    if degree != count - 1 and (degree % 2 or not 2 <= degree < count - 1):
+        raise SecureSumError(
+            f"degree: expected {count - 1}, or an even number below it, found {degree}"
+        )
 
 
 def _count(share: float, clients: int) -> int:

@@ -388,9 +388,10 @@ def _opened(state: ServerState) -> SecureSum | Aborted:
             seed_key = keys.self_mask_key(secret, attempt=attempt, name=names[owner])
             subtract_mask(total, seed_key)
             continue
+        agreement = keys.agreements(secret)
         for peer in state.edges[owner]:
             if peer in alive:
-                agreed = keys.agree(secret, state.advertised[peer].mask_key)
+                agreed = agreement(state.advertised[peer].mask_key)
                 key = keys.pair_mask_key(
                     agreed, attempt=attempt, one=names[owner], other=names[peer]
                 )

@@ -15,6 +15,7 @@ from aggregation.secure_aggregation.graph import (
     LEAK,
     most_marked,
     neighbours,
+    neighbours_of,
     ring,
     shape,
     tail,
@@ -182,6 +183,7 @@ def test_neighbours_are_symmetric_and_as_many_as_said(count, seed, data):
         assert len(set(others)) == len(others) == degree and place not in others
         assert list(others) == sorted(others)
         assert all(place in edges[other] for other in others)
+        assert neighbours_of(place, NAMES[:count], seed, degree) == others
 
 
 def test_the_ring_follows_from_seed_and_names_alone():
