@@ -102,7 +102,9 @@ class ServerState:
     dropped: Mapping[int, Fault] = field(default_factory=dict)
 
     def waiting_for(self) -> tuple[str, ...]:
-        """Names of those who have yet to answer this stage."""
+        """Names of those who have yet to answer this stage; nobody after the end."""
+        if self.stage is Stage.OVER:
+            return ()
         open_ = self.asked - set(self.answered) - set(self.dropped)
         return tuple(self.context.names[place] for place in sorted(open_))
 

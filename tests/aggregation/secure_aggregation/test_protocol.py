@@ -174,14 +174,29 @@ class Disorder(RuleBasedStateMachine):
         self.first = {}
         self.outcome = None
 
-    @initialize(target=to_clients, count=st.sampled_from([3, 4, 5]))
+    @initialize(target=to_clients, count=st.sampled_from([4, 5]))
     def open(self, count):
         terms = Terms(corrupt=0.0, dropouts=0.2)
         self.room, self.context = attempt_with(
             count, values=3, bits=9, terms=terms, rng=rng_of(count)
         )
         self.state, out = server.open_attempt(self.context)
+        self.last = out
         return multiple(*out.items())
+
+    @rule(target=to_clients, skipped=st.none() | st.integers(0, 4))
+    def a_stage_goes_well(self, skipped):
+        """But for one client perhaps; otherwise hardly an attempt would come to its end."""
+        for at, (name, message) in enumerate(self.last.items()):
+            if at != skipped and name in self.state.waiting_for():
+                answer = self.room.tell(name, message)
+                if not isinstance(answer, Refusal):
+                    assert self.first.setdefault((name, message), answer) == answer
+                    self.state, fault = server.receive(
+                        self.state, name, answer, self.room.members.verify
+                    )
+                    assert fault is None
+        return self.a_stage_is_closed()
 
     @rule(target=to_server, sent=to_clients)
     def a_client_hears(self, sent):
@@ -201,15 +216,17 @@ class Disorder(RuleBasedStateMachine):
 
     @rule(target=to_clients)
     def a_stage_is_over(self):
+        # of fewer answers nothing comes but an end, and that is reached soon enough
+        return multiple() if len(self.state.waiting_for()) > 1 else self.a_stage_is_closed()
+
+    def a_stage_is_closed(self):
         if self.outcome is not None:
-            return multiple()
-        missing = len(self.state.waiting_for())
-        if missing > 1:  # otherwise hardly an attempt would get beyond the first stage
             return multiple()
         self.state, result = server.close_stage(self.state)
         if isinstance(result, SecureSum | Aborted):
             self.outcome = result
             return multiple()
+        self.last = result
         return multiple(*result.items())
 
     @rule(sent=to_clients, at=st.integers(0, 10_000), bit=st.integers(0, 7))
@@ -241,4 +258,4 @@ class Disorder(RuleBasedStateMachine):
 
 
 TestDisorder = Disorder.TestCase
-TestDisorder.settings = settings(max_examples=20, stateful_step_count=60, deadline=None)
+TestDisorder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
