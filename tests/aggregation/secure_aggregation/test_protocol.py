@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from aggregation.secure_aggregation import client, server
 from aggregation.secure_aggregation.client_bytes import from_bytes
 from aggregation.secure_aggregation.context import Terms
-from aggregation.secure_aggregation.messages import Reveal, decode, encode
+from aggregation.secure_aggregation.messages import Evidence, Reveal, Survivors, decode, encode
 from aggregation.secure_aggregation.outcomes import Aborted, Reason, Refusal
 from aggregation.secure_aggregation.server import SecureSum, Stage
 from simulations.secure_attacks import SCRIPTS, judge
@@ -107,6 +107,64 @@ def test_a_floor_above_the_threshold_holds():
 def test_a_cheating_server_gets_nothing(script, reason):
     judged = judge(script, reason)
     assert judged.held_off, (judged.refusals, judged.learned)
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.sampled_from([(4, 0.0), (5, 0.0), (6, 0.0), (7, 0.0), (22, 0.05)]),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_a_server_that_lies_at_random_learns_one_large_sum_at_most(shape, seed, data):
+    """Shares withheld in either direction, two lists, some not asked to sign, any evidence that
+    fits: whatever of it clients accept gives no two secrets, and no sum of a few."""
+    count, dropouts = shape
+    terms = Terms(corrupt=0.0, dropouts=dropouts)
+    rng = rng_of(seed)
+    room, context = attempt_with(count, values=4, bits=9, terms=terms, rng=rng)
+    names, complete = context.names, context.degree == count - 1
+    spare = context.degree - context.threshold
+    state, out = server.open_attempt(context)
+    for stage in (Stage.KEYS, Stage.SHARES):
+        assert state.stage is stage
+        for name, message in out.items():
+            state, _ = server.receive(state, name, room.tell(name, message), room.members.verify)
+        state, out = server.close_stage(state)
+    withheld = data.draw(st.integers(0, spare))
+    for name, message in out.items():
+        parsed = decode(message)
+        gone = set(rng.choice(len(parsed.sealed), rng.integers(withheld + 1), replace=False))
+        kept = tuple(box for at, box in enumerate(parsed.sealed) if at not in gone)
+        assert isinstance(room.tell(name, encode(replace(parsed, sealed=kept))), bytes)
+    lists = []
+    for _ in range(2):
+        dead = rng.choice(count, data.draw(st.integers(0, min(spare, count - 3))), replace=False)
+        lists.append(tuple(place for place in range(count) if place not in dead))
+    start, width = int(rng.integers(count)), data.draw(st.integers(0, count))
+    told = {name: lists[(at - start) % count < width] for at, name in enumerate(names)}
+    unasked = set(rng.choice(count, data.draw(st.integers(0, spare)), replace=False).tolist())
+    signed = {}
+    for at, name in enumerate(names):
+        if at in told[name] and at not in unasked:
+            answer = room.tell(name, encode(Survivors(attempt=state.attempt, members=told[name])))
+            if isinstance(answer, bytes):
+                signed[at] = decode(answer).signature
+    for at in signed:
+        mine = told[names[at]]
+        peers = from_bytes(room.states[names[at]]).peers
+        fits = tuple(
+            (peer, signature)
+            for peer, signature in sorted(signed.items())
+            if peer in peers and peer in mine and told[names[peer]] == mine
+        )
+        room.tell(names[at], encode(Evidence(attempt=state.attempt, members=mine, signatures=fits)))
+    found = learned(room, context)
+    assert not found.both and not found.gave_both
+    assert all(len(group) > 1 for group in found.sums)
+    if complete:
+        assert len(found.sums) <= 1
+        assert all(len(group) > context.threshold for group in found.sums)
+    event(f"{len(found.sums)} sums, {'complete' if complete else 'ring'}")
 
 
 def test_careless_clients_would_be_found_out():
