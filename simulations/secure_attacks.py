@@ -31,7 +31,8 @@ from aggregation.secure_aggregation.messages import (
     keys_statement,
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
-from aggregation.secure_aggregation.server import Outgoing, ServerState, Stage
+from aggregation.secure_aggregation.server import Outgoing
+from aggregation.secure_aggregation.server_state import ServerState, Stage
 from simulations.secure_rounds import (
     Learned,
     Room,

@@ -16,7 +16,7 @@ from aggregation.secure_aggregation import server
 from aggregation.secure_aggregation.context import Context, Terms
 from aggregation.secure_aggregation.graph import COMPLETE_UP_TO
 from aggregation.secure_aggregation.outcomes import Aborted
-from aggregation.secure_aggregation.server import SecureSum, Stage
+from aggregation.secure_aggregation.server_state import SecureSum, Stage
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.flower_masks import mask_vs_flower
 from simulations.benchmarks.runs import labelled

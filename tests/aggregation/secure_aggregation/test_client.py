@@ -25,7 +25,7 @@ from aggregation.secure_aggregation.messages import (
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
 from aggregation.secure_aggregation.packing import unpack
-from aggregation.secure_aggregation.server import Stage
+from aggregation.secure_aggregation.server_state import Stage
 from simulations.secure_rounds import attempt_with, play
 
 ME = "client-0002"

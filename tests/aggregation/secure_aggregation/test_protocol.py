@@ -23,7 +23,7 @@ from aggregation.secure_aggregation.client_bytes import from_bytes
 from aggregation.secure_aggregation.context import Terms
 from aggregation.secure_aggregation.messages import Evidence, Reveal, Survivors, decode, encode
 from aggregation.secure_aggregation.outcomes import Aborted, Reason, Refusal
-from aggregation.secure_aggregation.server import SecureSum, Stage
+from aggregation.secure_aggregation.server_state import SecureSum, Stage
 from simulations.secure_attacks import SCRIPTS, judge
 from simulations.secure_rounds import (
     Learned,

@@ -20,7 +20,7 @@ from aggregation.secure_aggregation.messages import (
     keys_statement,
 )
 from aggregation.secure_aggregation.outcomes import Aborted, Reason
-from aggregation.secure_aggregation.server import SecureSum, Stage
+from aggregation.secure_aggregation.server_state import SecureSum, Stage
 from simulations.secure_rounds import attempt_with, plain_sum
 
 BAD = "client-0003"
