@@ -47,6 +47,7 @@ check: install  ## lint, format, types and import rules
 bench: install  ## measure, and print the figures beside their targets
 	$(BIN)/fedloom bench wire --out bench/wire.json
 	$(BIN)/fedloom bench aggregation --out bench/aggregation.json
+	$(BIN)/fedloom bench secure-aggregation --out bench/secure-aggregation.json
 	$(BIN)/fedloom bench device --out bench/device.json
 	$(BIN)/fedloom bench split --out bench/split.json
 	$(BIN)/fedloom bench deployment --out bench/deployment.json

@@ -30,7 +30,7 @@ from aggregation.secure_aggregation.messages import (
 )
 from aggregation.secure_aggregation.outcomes import Aborted, Fault, Refusal
 from aggregation.secure_aggregation.packing import unpack
-from aggregation.secure_aggregation.server import SecureSum, ServerState, Stage
+from aggregation.secure_aggregation.server_state import SecureSum, ServerState, Stage
 
 MOST_BYTES = 1 << 34
 

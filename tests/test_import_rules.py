@@ -44,6 +44,7 @@ FLWR_FILES = {
     "simulations/grid.py",
     "simulations/backends/ray.py",
     "simulations/benchmarks/node_runtime.py",
+    "simulations/benchmarks/flower_masks.py",
 }
 TORCH_PLACES = (
     "tuning/",

@@ -35,17 +35,27 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import numpy as np
 
 from aggregation.errors import SecureMessageError, SecureSumError
 from aggregation.secure_aggregation import keys, shamir
-from aggregation.secure_aggregation.context import Context, Task, Terms
-from aggregation.secure_aggregation.graph import neighbours, shape
-from aggregation.secure_aggregation.keys import KeyPair, Signer, Verifier
+from aggregation.secure_aggregation.client_states import (
+    Advertised,
+    ClientState,
+    Consented,
+    Device,
+    Ended,
+    Held,
+    Masked,
+    PeerPublic,
+    Revealed,
+    Shared,
+)
+from aggregation.secure_aggregation.context import Context, Task
+from aggregation.secure_aggregation.graph import neighbours_of, shape
 from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
 from aggregation.secure_aggregation.messages import (
     MAX_SIGNATURE_BYTES,
@@ -67,100 +77,6 @@ from aggregation.secure_aggregation.messages import (
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
 from aggregation.secure_aggregation.packing import pack
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """What a client brings along: who it is, and what it knows without this server's word."""
-
-    name: str
-    task: Task  # from the plan that it was sent, with that plan's own hash
-    terms: Terms  # from the signed job
-    sign: Signer
-    verify: Verifier
-
-
-class PeerPublic(NamedTuple):
-    """A neighbour's keys of this attempt."""
-
-    sealing: bytes
-    mask: bytes
-
-
-class Held(NamedTuple):
-    """A client's shares of one neighbour's secrets."""
-
-    mask_key: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advertised:
-    """Keys are out."""
-
-    context: Context
-    sealing: KeyPair
-    mask: KeyPair
-    request: bytes  # SHA-256 of the message that led here
-    reply: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """Shares are out."""
-
-    context: Context
-    sealing_secret: bytes = field(repr=False)
-    mask_secret: bytes = field(repr=False)
-    seed: bytes = field(repr=False)
-    peers: Mapping[int, PeerPublic]
-    request: bytes
-    reply: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Masked:
-    """The vector is out; `peers` are those towards whom it is masked."""
-
-    context: Context
-    mask_secret: bytes = field(repr=False)
-    seed: bytes = field(repr=False)
-    peers: Mapping[int, bytes]  # their public mask keys
-    held: Mapping[int, Held] = field(repr=False)
-    request: bytes
-    sent: bytes  # SHA-256 of the masked vector
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Consented:
-    """A list is signed; of secrets, only peers' shares are left."""
-
-    context: Context
-    peers: tuple[int, ...]
-    held: Mapping[int, Held] = field(repr=False)
-    members: tuple[int, ...]
-    request: bytes
-    reply: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revealed:
-    """Done; no secret is left but those that the reply has given away."""
-
-    attempt: bytes
-    request: bytes
-    reply: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """Refused; no secret is left."""
-
-    attempt: bytes
-    reason: Reason
-
-
-ClientState = Advertised | Shared | Masked | Consented | Revealed | Ended
 
 
 class _RefusedError(Exception):
@@ -332,11 +248,12 @@ def _share(
         )
         for secret in (state.mask.secret, seed)
     ]
+    agreed = _agreements(state.sealing.secret)
     for peer, public in peers.items():
         plain = b"".join(each[peer + 1].to_bytes(shamir.SHARE_BYTES, "little") for each in shares)
         sealed[peer] = keys.seal(
             plain,
-            _agreed(state.sealing.secret, public.sealing, context.names[peer]),
+            agreed(public.sealing, context.names[peer]),
             attempt=attempt,
             sender=device.name,
             receiver=context.names[peer],
@@ -371,6 +288,7 @@ def _mask(
     vector = _require_values(values, context.task)
     kept: dict[int, bytes] = {}
     held: dict[int, Held] = {}
+    agreed = _agreements(state.sealing_secret)
     for peer, box in message.sealed:
         if peer not in state.peers:
             raise _RefusedError(
@@ -378,9 +296,9 @@ def _mask(
             )
         public, name = state.peers[peer], context.names[peer]
         kept[peer] = public.mask
-        agreed = _agreed(state.sealing_secret, public.sealing, name)
+        secret = agreed(public.sealing, name)
         try:
-            plain = keys.unseal(box, agreed, attempt=attempt, sender=name, receiver=device.name)
+            plain = keys.unseal(box, secret, attempt=attempt, sender=name, receiver=device.name)
         except SecureMessageError:
             continue  # that peer's fault or the server's; it is masked towards all the same
         half = shamir.SHARE_BYTES
@@ -423,11 +341,10 @@ def _masked(
     attempt, own = context.digest(), context.names.index(name)
     total = vector.copy()
     add_mask(total, keys.self_mask_key(seed, attempt=attempt, name=name))
+    agreed = _agreements(mask_secret)
     for peer, public in peers.items():
         other = context.names[peer]
-        key = keys.pair_mask_key(
-            _agreed(mask_secret, public, other), attempt=attempt, one=name, other=other
-        )
+        key = keys.pair_mask_key(agreed(public, other), attempt=attempt, one=name, other=other)
         (add_mask if own < peer else subtract_mask)(total, key)
     reduce(total, context.task.bits)
     return pack(total, context.task.bits)
@@ -498,7 +415,8 @@ def _reveal(
 def _own_place(context: Context, device: Device) -> tuple[int, frozenset[int]]:
     """The client's place in the list, and its neighbours by the graph that it works out itself."""
     own = context.names.index(device.name)
-    return own, frozenset(neighbours(context.names, context.seed, context.degree)[own])
+    found = neighbours_of(own, context.names, context.seed, context.degree)
+    return own, frozenset(found)
 
 
 def _require_peers(count: int, context: Context, what: str) -> None:
@@ -523,11 +441,17 @@ def _require_values(values: np.ndarray | None, task: Task) -> np.ndarray:
     return values
 
 
-def _agreed(secret: bytes, public: bytes, name: str) -> bytes:
-    try:
-        return keys.agree(secret, public)
-    except SecureSumError:
-        raise _RefusedError(Reason.WEAK_KEY, f"a key of {name} agrees with everybody") from None
+def _agreements(secret: bytes) -> Callable[[bytes, str], bytes]:
+    """What is agreed with a public key and its owner's name."""
+    agreed = keys.agreements(secret)
+
+    def with_peer(public: bytes, name: str) -> bytes:
+        try:
+            return agreed(public)
+        except SecureSumError:
+            raise _RefusedError(Reason.WEAK_KEY, f"a key of {name} agrees with everybody") from None
+
+    return with_peer
 
 
 def _signed(statement: bytes, device: Device) -> bytes:

@@ -20,7 +20,7 @@ from typing import Final
 
 from aggregation.errors import SecureMessageError
 from aggregation.secure_aggregation._bytes import Reader, Writer
-from aggregation.secure_aggregation.client import (
+from aggregation.secure_aggregation.client_states import (
     Advertised,
     ClientState,
     Consented,

@@ -26,13 +26,16 @@ to whom (each honest neighbour gives at most one of a client's two secrets away)
 - *Who answers is not opened.* A client accepts a list of survivors only with t of its neighbours'
   signatures under the same list, and each honest neighbour signs one; its own mask key would take
   t neighbours under a list without it.
-- *No sum over a part.* Take honest survivors of one list, each with t neighbours on it towards whom
-  it masked, and cut them in two without a mask across. Where the side changes along the ring, at
-  neighbours i and j with g - 1 others between them, none of whom counts for either side: i has at
-  least t - c honest ones of its side, j of its own, and the two windows together have k + g - 1
-  other places, of which the g - 1, and the corrupt, are taken: 2t ≤ k + 2c, a contradiction. A gap
-  of k/2 or more leaves i with at most k/2 + c of its t. On a complete graph one list is all that
-  honest clients can accept, for the same reason.
+- *No sum over a part.* Take the honest survivors of a list that they have all signed, each with t
+  neighbours on it towards whom it masked, and cut them in two without a mask across. Where the side
+  changes along the ring, at neighbours i and j with g - 1 others between them that are on neither
+  side: i has at least t - c honest ones of its side around it and j of its own, and their two
+  windows together have k + g - 1 other places, of which those g - 1, and the corrupt, are taken:
+  2t ≤ k + 2c, a contradiction. A gap of k/2 or more leaves i with at most k/2 + c of its t. A
+  survivor that the server did not ask to sign is masked towards one honest signer at the least: t
+  holders under the list gave its seed, it masked towards t, and 2t - k > c of them are the same. On
+  a complete graph these too are in one piece with the rest, and one list is all that honest clients
+  can accept, by the same count.
 
 On a ring a server that shows different lists to clients far apart may get some list that is a
 patchwork of them: every survivor still has t surviving neighbours, but how many survive in all is
@@ -161,18 +164,35 @@ def neighbours(names: Sequence[str], seed: bytes, degree: int) -> tuple[tuple[in
     Raises: SecureSumError for a degree that is neither even and below n - 1, nor n - 1.
     """
     count = len(names)
+    _require_degree(degree, count)
     if degree == count - 1:
         return tuple(tuple(j for j in range(count) if j != i) for i in range(count))
-    if degree % 2 or not 2 <= degree < count - 1:
-        raise SecureSumError(
-            f"degree: expected {count - 1}, or an even number below it, found {degree}"
-        )
     order = ring(names, seed)
     found: list[tuple[int, ...]] = [()] * count
     for at, place in enumerate(order):
-        steps = [step for step in range(-(degree // 2), degree // 2 + 1) if step]
-        found[place] = tuple(sorted(order[(at + step) % count] for step in steps))
+        found[place] = _around(order, at, degree)
     return tuple(found)
+
+
+def neighbours_of(place: int, names: Sequence[str], seed: bytes, degree: int) -> tuple[int, ...]:
+    """The row of `neighbours` for one place, without the others. Raises: as that."""
+    _require_degree(degree, len(names))
+    if degree == len(names) - 1:
+        return tuple(other for other in range(len(names)) if other != place)
+    order = ring(names, seed)
+    return _around(order, order.index(place), degree)
+
+
+def _around(order: Sequence[int], at: int, degree: int) -> tuple[int, ...]:
+    steps = (step for step in range(-(degree // 2), degree // 2 + 1) if step)
+    return tuple(sorted(order[(at + step) % len(order)] for step in steps))
+
+
+def _require_degree(degree: int, count: int) -> None:
+    if degree != count - 1 and (degree % 2 or not 2 <= degree < count - 1):
+        raise SecureSumError(
+            f"degree: expected {count - 1}, or an even number below it, found {degree}"
+        )
 
 
 def _count(share: float, clients: int) -> int:

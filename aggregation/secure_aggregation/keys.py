@@ -65,12 +65,22 @@ def public_of(secret: bytes) -> bytes:
 
 def agree(secret: bytes, public: bytes) -> bytes:
     """What both ends compute. Raises: SecureSumError for a public key of low order."""
-    try:
-        return X25519PrivateKey.from_private_bytes(secret).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
-    except ValueError:
-        raise SecureSumError("public key: it gives the same secret with every other key") from None
+    return agreements(secret)(public)
+
+
+def agreements(secret: bytes) -> Callable[[bytes], bytes]:
+    """`agree` of one secret with many public keys, at half the price of each."""
+    own = X25519PrivateKey.from_private_bytes(secret)
+
+    def with_public(public: bytes) -> bytes:
+        try:
+            return own.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise SecureSumError(
+                "public key: it gives the same secret with every other key"
+            ) from None
+
+    return with_public
 
 
 def derive(agreed: bytes, *, attempt: bytes, purpose: bytes, names: tuple[str, ...]) -> bytes:

@@ -16,7 +16,7 @@ AES-256 in counter mode was measured at 1.25 times this speed where the processo
 instructions; many devices have none, and table look-ups tell keys to whoever watches the cache.
 
 *Cost* 0.4 to 0.7 ms for 10⁶ words of 16 bits on one core with vector instructions, keystream and
-addition; 128 KiB of memory whatever the length.
+addition, 0.9 ms of 32 bits; 256 KiB of memory whatever the length.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEY_BYTES: Final = 32
 MAX_BITS: Final = 32
 MAX_VALUES: Final = 1 << 32  # 16 GiB of keystream; the block counter of 32 bits lasts for 256
 
-_BLOCK_BYTES: Final = 1 << 16
+_BLOCK_BYTES: Final = 1 << 17
 _ZEROS: Final = bytes(_BLOCK_BYTES)
 _ORIGIN: Final = bytes(16)  # counter, then nonce
 

@@ -8,35 +8,24 @@ The caller sends messages and decides when a stage has waited long enough. What 
 cannot be taken drops that client and nobody else; a message that comes again is no fault. Masked
 vectors are added to one running sum as they come and are not kept.
 
-With survivors U and the dropped D (who shared their secrets, and sent no vector), modulo 2ᵏ
-
-    Σ_{u∈U} x_u = Σ_{u∈U} y_u - Σ_{u∈U} PRG(b_u) - Σ_{u∈U, v∈D∩N(u)} ±PRG(s_uv),  + where v > u
-
-*Source* Bonawitz et al., CCS 2017; Bell et al., CCS 2020. *Differs from source*: mask keys that are
-put together are checked against the public key that was advertised, seeds against the commitment;
-if shares of a secret do not open it, others of its holders are tried, which gets by without one
-false holder where there is one to spare.
+*Source* Bonawitz et al., CCS 2017; Bell et al., CCS 2020.
 
 *Cost* for n clients of degree k: the sum is 2 or 4 bytes a value, copied once for each vector that
-comes; in the end n + |D|·k masks and n threshold-sized reconstructions.
+comes; the end is `unmasking.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
-import numpy as np
-
 from aggregation.errors import SecureMessageError, SecureSumError
-from aggregation.secure_aggregation import keys, shamir
+from aggregation.secure_aggregation import keys
 from aggregation.secure_aggregation.context import Context
 from aggregation.secure_aggregation.graph import neighbours
 from aggregation.secure_aggregation.keys import Verifier
-from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
 from aggregation.secure_aggregation.messages import (
     MAX_SMALL_BYTES,
     Advertisement,
@@ -59,18 +48,13 @@ from aggregation.secure_aggregation.messages import (
 )
 from aggregation.secure_aggregation.outcomes import Aborted, Fault, Reason
 from aggregation.secure_aggregation.packing import packed_bytes, unpack
-
-
-class Stage(IntEnum):
-    """Which answer is awaited."""
-
-    KEYS = 0
-    SHARES = 1
-    VECTORS = 2
-    CONSENTS = 3
-    REVEALS = 4
-    OVER = 5
-
+from aggregation.secure_aggregation.server_state import (
+    SecureSum,
+    ServerState,
+    Stage,
+    too_few_holders,
+)
+from aggregation.secure_aggregation.unmasking import opened
 
 _AWAITED: Final[dict[Stage, type]] = {
     Stage.KEYS: Advertisement,
@@ -79,40 +63,6 @@ _AWAITED: Final[dict[Stage, type]] = {
     Stage.CONSENTS: Consent,
     Stage.REVEALS: Reveal,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerState:
-    """All that the server knows of an attempt. Clients are places in `context.names`."""
-
-    context: Context
-    attempt: bytes
-    edges: tuple[tuple[int, ...], ...] = field(repr=False)
-    stage: Stage
-    asked: frozenset[int]  # whom this stage's message went to
-    answered: Mapping[int, bytes]  # SHA-256 of this stage's answers
-    advertised: Mapping[int, Advertisement] = field(repr=False)
-    sealed: Mapping[int, SealedShares] = field(repr=False)
-    holders: frozenset[int] = frozenset()  # those whose shares were passed on
-    commitments: Mapping[int, bytes] = field(default_factory=dict, repr=False)  # to their seeds
-    total: np.ndarray | None = field(default=None, repr=False)
-    survivors: tuple[int, ...] = ()
-    consents: Mapping[int, Consent] = field(default_factory=dict, repr=False)
-    reveals: Mapping[int, Reveal] = field(default_factory=dict, repr=False)
-    dropped: Mapping[int, Fault] = field(default_factory=dict)
-
-    def waiting_for(self) -> tuple[str, ...]:
-        """Names of those who have yet to answer this stage."""
-        open_ = self.asked - set(self.answered) - set(self.dropped)
-        return tuple(self.context.names[place] for place in sorted(open_))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecureSum:
-    """The sum modulo 2^bits of the vectors of `members`, uint16 or uint32 [d]."""
-
-    values: np.ndarray
-    members: tuple[str, ...]
 
 
 Outgoing = Mapping[str, bytes]
@@ -254,14 +204,14 @@ def close_stage(state: ServerState) -> tuple[ServerState, Outgoing | Aborted | S
         case Stage.CONSENTS:
             return _close_consents(state)
         case Stage.REVEALS:
-            return replace(state, stage=Stage.OVER), _opened(state)
+            return replace(state, stage=Stage.OVER), opened(state)
     raise SecureSumError("secure sum: this attempt is over; open another")
 
 
 def _close_keys(state: ServerState) -> tuple[ServerState, Outgoing | Aborted]:
     stay = _with_enough(state, _answered(state))
     if short := _short(state, stay, "sent keys"):
-        return replace(state, stage=Stage.OVER), short
+        return _over(state, short)
     messages = {}
     for place in sorted(stay):
         found = tuple(
@@ -276,7 +226,7 @@ def _close_keys(state: ServerState) -> tuple[ServerState, Outgoing | Aborted]:
 def _close_shares(state: ServerState) -> tuple[ServerState, Outgoing | Aborted]:
     stay = _with_enough(state, _answered(state))
     if short := _short(state, stay, "sent shares"):
-        return replace(state, stage=Stage.OVER), short
+        return _over(state, short)
     boxes: dict[int, list[tuple[int, bytes]]] = {place: [] for place in sorted(stay)}
     for sender in sorted(stay):
         for receiver, box in state.sealed[sender].sealed:
@@ -295,10 +245,10 @@ def _close_shares(state: ServerState) -> tuple[ServerState, Outgoing | Aborted]:
 def _close_vectors(state: ServerState) -> tuple[ServerState, Outgoing | Aborted]:
     members = _answered(state)
     if short := _short(state, members, "sent vectors"):
-        return replace(state, stage=Stage.OVER), short
+        return _over(state, short)
     # all that shared: the mask key of whoever is lost has to come from threshold neighbours too
     if lonely := _lonely(state, state.holders, members):
-        return _lost(state, lonely, "sent vectors")
+        return _over(state, too_few_holders(state, lonely, "sent vectors"))
     survivors = tuple(sorted(members))
     message = encode(Survivors(attempt=state.attempt, members=survivors))
     messages = dict.fromkeys(survivors, message)
@@ -310,7 +260,7 @@ def _close_consents(state: ServerState) -> tuple[ServerState, Outgoing | Aborted
     # a client wants the signatures of threshold neighbours, and answers only then
     served = {place for place in signed if _count(state, place, signed) >= state.context.threshold}
     if lonely := _lonely(state, state.holders, served):
-        return _lost(state, lonely, "signed the list")
+        return _over(state, too_few_holders(state, lonely, "signed the list"))
     messages = {}
     for place in sorted(served):
         signatures = tuple(
@@ -320,6 +270,10 @@ def _close_consents(state: ServerState) -> tuple[ServerState, Outgoing | Aborted
             Evidence(attempt=state.attempt, members=state.survivors, signatures=signatures)
         )
     return _next(state, Stage.REVEALS, messages)
+
+
+def _over(state: ServerState, end: Aborted) -> tuple[ServerState, Aborted]:
+    return replace(state, stage=Stage.OVER), end
 
 
 def _next(
@@ -362,86 +316,3 @@ def _short(state: ServerState, members: Collection[int], what: str) -> Aborted |
         detail=f"{len(members)} clients {what} and have enough neighbours, the floor is "
         f"{state.context.min_survivors}",
     )
-
-
-def _lost(state: ServerState, lonely: Sequence[int], what: str) -> tuple[ServerState, Aborted]:
-    names = tuple(state.context.names[place] for place in lonely)
-    detail = (
-        f"of {len(lonely)} clients fewer than {state.context.threshold} neighbours {what}; "
-        "their masks cannot be removed"
-    )
-    aborted = Aborted(reason=Reason.TOO_FEW_PEERS, detail=detail, names=names)
-    return replace(state, stage=Stage.OVER), aborted
-
-
-def _opened(state: ServerState) -> SecureSum | Aborted:
-    """The running sum without its masks."""
-    context, attempt, names = state.context, state.attempt, state.context.names
-    secrets, false = _secrets(state)
-    if false is not None:
-        return false
-    kind = word_type(context.task.bits)
-    total = np.zeros(context.task.values, kind) if state.total is None else state.total.copy()
-    alive = set(state.survivors)
-    for owner, secret in secrets.items():
-        if owner in alive:
-            seed_key = keys.self_mask_key(secret, attempt=attempt, name=names[owner])
-            subtract_mask(total, seed_key)
-            continue
-        for peer in state.edges[owner]:
-            if peer in alive:
-                agreed = keys.agree(secret, state.advertised[peer].mask_key)
-                key = keys.pair_mask_key(
-                    agreed, attempt=attempt, one=names[owner], other=names[peer]
-                )
-                # the lower place has added it
-                (subtract_mask if peer < owner else add_mask)(total, key)
-    reduce(total, context.task.bits)
-    return SecureSum(values=total, members=tuple(names[place] for place in state.survivors))
-
-
-def _secrets(state: ServerState) -> tuple[dict[int, bytes], Aborted | None]:
-    """Seeds of survivors and mask keys of the lost, by place, each checked."""
-    alive, threshold = set(state.survivors), state.context.threshold
-    shares: dict[int, dict[int, int]] = {owner: {} for owner in sorted(state.holders)}
-    for holder, reveal in sorted(state.reveals.items()):
-        if holder not in state.dropped:
-            for owner, share in (*reveal.seeds, *reveal.mask_keys):
-                shares[owner][holder] = share
-    if lonely := [owner for owner, found in shares.items() if len(found) < threshold]:
-        return {}, _lost(state, lonely, "gave shares")[1]
-    weights: dict[tuple[int, ...], tuple[int, ...]] = {}
-    secrets: dict[int, bytes] = {}
-    for owner, found in shares.items():
-        secret = None
-        holders = list(found)
-        # each turn leaves out others; without any to spare there is one way only
-        for turn in range(len(holders) if len(holders) > threshold else 1):
-            used = tuple((holders[turn:] + holders[:turn])[:threshold])
-            if used not in weights:
-                weights[used] = shamir.coefficients([holder + 1 for holder in used])
-            number = shamir.combine(weights[used], [found[holder] for holder in used])
-            secret = _checked(state, owner, number, alive=owner in alive)
-            if secret is not None:
-                break
-        if secret is None:
-            name = state.context.names[owner]
-            return {}, Aborted(
-                reason=Reason.FALSE_SHARES,
-                detail=f"the shares of {name} do not give what it committed to",
-                names=(name,),
-            )
-        secrets[owner] = secret
-    return secrets, None
-
-
-def _checked(state: ServerState, owner: int, number: int, *, alive: bool) -> bytes | None:
-    """The secret, if it is the one that its owner has committed to."""
-    if number >> (8 * shamir.SECRET_BYTES):
-        return None
-    secret = number.to_bytes(shamir.SECRET_BYTES, "little")
-    if not alive:
-        return secret if keys.public_of(secret) == state.advertised[owner].mask_key else None
-    name = state.context.names[owner]
-    expected = keys.commitment(secret, attempt=state.attempt, name=name)
-    return secret if expected == state.commitments[owner] else None

@@ -31,6 +31,7 @@ class _Bench(StrEnum):
     WIRE = "wire"
     DEVICE = "device"
     AGGREGATION = "aggregation"
+    SECURE_AGGREGATION = "secure-aggregation"
     SPLIT = "split"
     DEPLOYMENT = "deployment"
 
@@ -60,6 +61,12 @@ def aggregation(as_json: _Json = False, out: _Out = None, quick: _Quick = False)
 
 
 @app.command(cls=PlainCommand)
+def secure_aggregation(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """Secure sums: exactness with dropouts, cheating servers, bytes and seconds."""
+    _measure(_Bench.SECURE_AGGREGATION, as_json=as_json, out=out, quick=quick)
+
+
+@app.command(cls=PlainCommand)
 def split(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
     """Split training: parity with the whole network, operations, bytes and speed."""
     _measure(_Bench.SPLIT, as_json=as_json, out=out, quick=quick)
@@ -77,7 +84,7 @@ def _measure(bench: _Bench, *, as_json: bool, out: Path | None, quick: bool) -> 
     from fedloom.progress import progress_on
     from simulations.benchmarks.figure import to_json, to_table
 
-    module = import_module(f"simulations.benchmarks.{bench}")
+    module = import_module(f"simulations.benchmarks.{bench.replace('-', '_')}")
     with progress_on() as progress:
         figures = module.figures(progress, quick=quick)
     document = to_json(figures)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import combinations
 from math import comb
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from aggregation.secure_aggregation.graph import (
     LEAK,
     most_marked,
     neighbours,
+    neighbours_of,
     ring,
     shape,
     tail,
@@ -182,6 +185,7 @@ def test_neighbours_are_symmetric_and_as_many_as_said(count, seed, data):
         assert len(set(others)) == len(others) == degree and place not in others
         assert list(others) == sorted(others)
         assert all(place in edges[other] for other in others)
+        assert neighbours_of(place, NAMES[:count], seed, degree) == others
 
 
 def test_the_ring_follows_from_seed_and_names_alone():
@@ -199,3 +203,17 @@ def test_the_ring_follows_from_seed_and_names_alone():
 def test_degrees_that_no_ring_has_are_refused(degree):
     with pytest.raises(SecureSumError, match="degree: expected 9"):
         neighbours(NAMES[:10], SEED, degree)
+
+
+def test_the_page_has_the_shapes_that_the_code_gives():
+    page = (Path(__file__).parents[3] / "docs" / "secure-aggregation.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", page, flags=re.MULTILINE)
+    counts = [int(clients) for clients, _ in rows if int(clients) > 4]
+    assert counts == [5, 20, 40, 100, 1000]
+    for clients, cells in rows:
+        if int(clients) > 4:
+            found = [
+                shape(int(clients), corrupt=corrupt, dropouts=dropouts)
+                for corrupt, dropouts in ((0.1, 0.33), (0.05, 0.1), (0.0, 0.33))
+            ]
+            assert cells == " | ".join(f"{each.degree}, {each.threshold}" for each in found)

@@ -40,7 +40,7 @@ def test_masks_are_the_words_of_the_stream(values, key):
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32])
-@pytest.mark.parametrize("count", [1 << 15, (1 << 15) + 1, 100_003])
+@pytest.mark.parametrize("count", [1 << 15, 1 << 16, (1 << 16) + 1, 200_003])
 def test_blocks_go_on_where_the_last_one_ended(kind, count):
     values = np.zeros(count, kind)
     add_mask(values, bytes(range(32)))
@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_the_vector():
     add_mask(values, bytes(32))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 300_000
+    assert peak < 400_000
 
 
 def test_words_are_as_wide_as_the_modulus_needs():
