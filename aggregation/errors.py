@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with encoded tensors, or with what is merged.
+"""What can be wrong with encoded tensors, with what is merged, or with what is to stay private.
 
 AggregationError (ValueError)
 ├── CodecError                  bytes or tensors that a codec refuses; `.code` is a RejectionCode
@@ -9,7 +9,9 @@ AggregationError (ValueError)
 │   ├── PayloadNotFiniteError   E204
 │   ├── UnknownCodecError       E209
 │   └── PayloadMalformedError   E211
-└── MergeError                  updates, weights or settings that cannot be merged
+├── MergeError                  updates, weights or settings that cannot be merged
+└── PrivacyError                a privacy setting that cannot be met
+    └── BudgetError             a release that the budget does not cover
 """
 
 from __future__ import annotations
@@ -67,3 +69,11 @@ class PayloadMalformedError(CodecError):
 
 class MergeError(AggregationError):
     """Updates, weights or settings that cannot be merged."""
+
+
+class PrivacyError(AggregationError):
+    """A privacy setting that cannot be met, or values that a mechanism cannot take."""
+
+
+class BudgetError(PrivacyError):
+    """A release that the budget does not cover; nothing has been released."""
