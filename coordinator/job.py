@@ -28,6 +28,8 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
+from coordinator.keys import allowed_values, value_fault
+from coordinator.privacy_section import PrivacySection, privacy_faults
 from coordinator.sections import (
     IMAGE_BACKBONES,
     IMAGE_DATASETS,
@@ -44,8 +46,6 @@ from coordinator.sections import (
     SplitSection,
     TrainingSection,
     UpdateSection,
-    allowed_values,
-    value_fault,
 )
 from coordinator.toml_text import key_lines, toml_key, toml_value
 
@@ -64,6 +64,7 @@ class Job:
     rounds: RoundsSection = field(default_factory=RoundsSection)
     personal: PersonalSection = field(default_factory=PersonalSection)
     split: SplitSection = field(default_factory=SplitSection)
+    privacy: PrivacySection = field(default_factory=PrivacySection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ _SECTIONS: dict[str, Any] = {
     "rounds": RoundsSection,
     "personal": PersonalSection,
     "split": SplitSection,
+    "privacy": PrivacySection,
     "simulation": SimulationSection,
 }
 
@@ -270,6 +272,7 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("rounds.quorum", rounds.quorum, words)
     if rounds.mode == "async":
         faults.extend(_async_faults(job))
+    faults.extend(privacy_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"

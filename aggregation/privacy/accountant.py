@@ -33,9 +33,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 _PER_Z: Final = 10_000  # calibrated multipliers are whole multiples of 1/10000
+_LEAST_SAMPLED: Final = 0.1
+"""Noise multipliers below hide nobody, drawn or not, and have loss distributions of any length: the
+sampling is left out, which can only make epsilon larger."""
 _MOST_ROUNDS: Final = 1_000_000
 _LARGEST_Z: Final = 2.0**20
 
@@ -94,6 +97,24 @@ class Spent:
     pld: float  # by privacy loss distributions, without the sampling where they cannot have it
     rdp: float  # by Rényi accounting
     neighbours: str  # "add or remove one" or "replace one"
+
+
+def mechanism_to_json(mechanism: Mechanism) -> dict[str, Any]:
+    """Ready for `json.dumps`."""
+    sampling = "poisson" if isinstance(mechanism, PoissonRound) else "without-replacement"
+    return {"sampling": sampling, **asdict(mechanism)}
+
+
+def mechanism_from_json(content: Mapping[str, Any]) -> Mechanism:
+    """The inverse of `mechanism_to_json`. Raises: PrivacyError."""
+    settings = dict(content)
+    kinds: dict[object, type[PoissonRound] | type[FixedRound]] = {
+        "poisson": PoissonRound, "without-replacement": FixedRound,
+    }  # fmt: skip
+    try:
+        return kinds[settings.pop("sampling", None)](**settings)
+    except (KeyError, TypeError) as error:
+        raise PrivacyError(f"expected a round's mechanism, found {content!r}") from error
 
 
 def spent(history: History, delta: float) -> Spent:
@@ -240,12 +261,12 @@ def _pld_epsilon(history: History, delta: float) -> float:
 
 def _parted(history: History) -> tuple[float, list[tuple[PoissonRound, int]]]:
     """The multiplier, of the sensitivity, of all Gaussians without sampling together (0: there is
-    none), and the others. Of a FixedRound the sampling is left out."""
+    none), and the others. Of a FixedRound and of very little noise the sampling is left out."""
     precision, sampled = 0.0, []
     for mechanism, count in history:
         if isinstance(mechanism, FixedRound):
             precision += count * (mechanism.multiplier / 2) ** -2
-        elif mechanism.rate == 1:
+        elif mechanism.rate == 1 or mechanism.multiplier < _LEAST_SAMPLED:
             precision += count * mechanism.multiplier**-2
         else:
             sampled.append((mechanism, count))

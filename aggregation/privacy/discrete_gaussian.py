@@ -63,7 +63,7 @@ def discrete_gaussian_literally(variance: Fraction, stream: Keystream) -> int:
     _require_variance(variance)
     t = math.isqrt(math.floor(variance)) + 1
     while True:
-        u = _uniform_below(t, stream)
+        u = stream.below(t)
         if not _happens(Fraction(u, t), stream):
             continue
         v = 0
@@ -183,14 +183,6 @@ def exp_bounds(exponent: Fraction, bits: int) -> tuple[Fraction, Fraction]:
 # The literal sampler
 
 
-def _uniform_below(limit: int, stream: Keystream) -> int:
-    """A uniform integer of 0 to limit - 1."""
-    bits = (limit - 1).bit_length()
-    while bits and (drawn := stream.bits(bits)) >= limit:
-        pass
-    return drawn if bits else 0
-
-
 def _happens(exponent: Fraction, stream: Keystream) -> bool:
     """True with probability exp(-exponent), for an exponent of 0 or above."""
     while exponent > 1:
@@ -198,6 +190,6 @@ def _happens(exponent: Fraction, stream: Keystream) -> bool:
             return False
         exponent -= 1
     k = 1
-    while _uniform_below(exponent.denominator * k, stream) < exponent.numerator:
+    while stream.below(exponent.denominator * k) < exponent.numerator:
         k += 1
     return k % 2 == 1

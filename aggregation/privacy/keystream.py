@@ -56,3 +56,10 @@ class Keystream:
         words = -(-count // 64)
         drawn = int.from_bytes(self._stream.update(b"\0" * (8 * words)), "little")
         return drawn >> (64 * words - count)
+
+    def below(self, limit: int) -> int:
+        """A uniform integer of 0 to limit - 1."""
+        bits = (limit - 1).bit_length()
+        while (drawn := self.bits(bits) if bits else 0) >= limit:
+            pass
+        return drawn

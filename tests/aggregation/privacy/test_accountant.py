@@ -148,6 +148,17 @@ def test_calibrated_noise_is_just_enough(mechanism):
     assert epsilon_of(kind(**settings, multiplier=less), 30, DELTA) > 6.0
 
 
+def test_hardly_any_noise_is_accounted_for_in_no_time_and_never_below_what_it_costs():
+    started = time.perf_counter()
+    found = spent(((PoissonRound(rate=0.5, multiplier=0.001), 3),), DELTA)
+    assert time.perf_counter() - started < 20  # a loss distribution would take hours
+    assert found.epsilon >= 3 / (2 * 0.001**2)
+    just, below = (
+        epsilon_of(PoissonRound(rate=0.1, multiplier=z), 2, DELTA) for z in (0.1, 0.0999)
+    )
+    assert below > just
+
+
 def test_rounds_within_a_budget_are_all_that_fit():
     mechanism = PoissonRound(rate=0.1, multiplier=1.0)
     rounds = rounds_within(mechanism, epsilon=4.0, delta=DELTA)

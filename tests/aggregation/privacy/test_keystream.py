@@ -49,6 +49,13 @@ def test_bits_are_of_the_length_asked_for_and_fill_it():
         assert min(drawn) >= 0 and max(drawn).bit_length() == count
 
 
+def test_integers_below_a_limit_are_all_drawn_and_alike():
+    stream = Keystream(SEED, "below")
+    drawn = [stream.below(5) for _ in range(5000)]
+    assert max(abs(drawn.count(x) - 1000) for x in range(5)) < 5 * 29  # five deviations
+    assert len(set(drawn)) == 5 and {stream.below(1) for _ in range(3)} == {0}
+
+
 def test_bits_of_words_are_fair():
     words = Keystream(SEED, "fair").words(50_000)
     ones = [int((words >> np.uint64(bit) & np.uint64(1)).sum()) for bit in range(64)]
