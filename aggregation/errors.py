@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with encoded tensors, or with what is merged.
+"""What can be wrong with encoded tensors, with what is merged, or with what is to stay private.
 
 AggregationError (ValueError)
 ├── CodecError                  bytes or tensors that a codec refuses; `.code` is a RejectionCode
@@ -10,8 +10,10 @@ AggregationError (ValueError)
 │   ├── UnknownCodecError       E209
 │   └── PayloadMalformedError   E211
 ├── MergeError                  updates, weights or settings that cannot be merged
-└── SecureSumError              settings of a secure sum that cannot be met, or values outside them
-    └── SecureMessageError      bytes that are no message of a secure sum
+├── SecureSumError              settings of a secure sum that cannot be met, or values outside them
+│   └── SecureMessageError      bytes that are no message of a secure sum
+└── PrivacyError                a privacy setting that cannot be met
+    └── BudgetError             a release that the budget does not cover
 """
 
 from __future__ import annotations
@@ -77,3 +79,11 @@ class SecureSumError(AggregationError):
 
 class SecureMessageError(SecureSumError):
     """Bytes that are no message of a secure sum, or no state of one."""
+
+
+class PrivacyError(AggregationError):
+    """A privacy setting that cannot be met, or values that a mechanism cannot take."""
+
+
+class BudgetError(PrivacyError):
+    """A release that the budget does not cover; nothing has been released."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
-from aggregation.secure_aggregation.keys import Verifier
+from aggregation.secure_aggregation import Verifier
 from client_sdk.errors import SumError
 from protocol.errors import SignatureError
 from protocol.keys import load_certificate, verifier

@@ -24,20 +24,23 @@ from aggregation.codecs import SumCodec, codec_named
 from aggregation.codecs.common_grid import sum_bits
 from aggregation.errors import SecureSumError
 from aggregation.packing import unpack
-from aggregation.secure_aggregation.client import (
+from aggregation.secure_aggregation import (
     ClientState,
+    Context,
     Device,
-    Ended,
-    Revealed,
+    Refusal,
+    Signer,
+    Task,
+    Terms,
+    Verifier,
     advance,
+    from_bytes,
+    to_bytes,
     wants_values,
+    word_type,
 )
-from aggregation.secure_aggregation.client_bytes import from_bytes, to_bytes
-from aggregation.secure_aggregation.context import Context, Task, Terms
-from aggregation.secure_aggregation.keys import Signer, Verifier
-from aggregation.secure_aggregation.masks import word_type
+from aggregation.secure_aggregation.client_states import Ended, Revealed
 from aggregation.secure_aggregation.messages import Announcement, Message, decode
-from aggregation.secure_aggregation.outcomes import Refusal
 from client_sdk.durable import make_folder
 from client_sdk.errors import PlanError, SumError
 from client_sdk.memory import ClientMemory

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a plan to an update: decode the tensors, train or evaluate, encode the difference.
+"""From a plan to an update: decode the tensors, train or evaluate, clip and encode the difference.
 
 `respond` is the whole of it for one client. A simulator that trains many clients at once calls the
 two halves around its own training: `open_plan`, and `close_update` or `close_evaluation`.
@@ -14,6 +14,7 @@ import numpy as np
 
 from aggregation.codecs import codec_named, round_seeds
 from aggregation.codecs.error_feedback import encode_with_feedback
+from aggregation.privacy.clipping import clip
 from client_sdk.errors import PlanError, TrainingError
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
@@ -24,7 +25,7 @@ from edge_runtime.batches import step_count
 from protocol.controls import joined
 from protocol.factors import chosen, cut
 from protocol.manifest import Manifest
-from protocol.plan import Plan
+from protocol.plan import UNCLIPPED, Plan
 from protocol.summing import plan_digest
 from protocol.tensors import ParamSpec, Tensors
 from protocol.update import UpdateHeader, pack_update
@@ -129,12 +130,13 @@ def close_update(
     samples: int,
     memory: ClientMemory | None = None,
 ) -> bytes:
-    """The update container of what training changed: trained - start, encoded.
+    """The update container of what training changed: trained - start, clipped and encoded.
 
     Tensors that were trained and are not shared stay here, for the next plan, and so does the
     client's control variate; so do metrics that the plan does not ask for.
 
-    Raises: TrainingError when `trained` has other tensors than the start or is not finite.
+    Raises: TrainingError when `trained` has other tensors than the start or is not finite;
+        PrivacyError for a change that cannot be clipped.
     """
     plan, spec, pairs = work.plan, manifest.trainable, manifest.pairs
     if problem := ParamSpec.of(work.start).mismatch(trained):
@@ -153,8 +155,13 @@ def close_update(
     control = _next_control(work, manifest, trained, samples)
     if control:
         delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
+    sent: Tensors = cut(delta, plan.rank, pairs)
+    if plan.clip:
+        clipped = clip(sent, plan.clip)
+        sent = clipped.delta
+        metrics = {**metrics, UNCLIPPED: float(clipped.unclipped)}
     told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
-    blob = _encoded(work, manifest, cut(delta, plan.rank, pairs), told, samples, memory)
+    blob = _encoded(work, manifest, sent, told, samples, memory)
     if plan.mix is not None:
         needed(memory).save(TRAINED, plan.round, trained)
     if own:

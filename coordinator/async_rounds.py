@@ -69,7 +69,8 @@ class AsyncRounds:
         run, last = self._run, self._run.job.rounds.count
         while self._number <= last:
             if not self._is_full():
-                self._able, self._known = gather(run, self._number)
+                self._able, members = gather(run, self._number)
+                self._known = len(members)
                 self._begin()
                 with closing(run.link.exchange(self._outgoing())) as arriving:
                     for client, answer in arriving:
@@ -218,6 +219,7 @@ class AsyncRounds:
             fitted=fitted,
             notes=notes,
             settled=self._settled,
+            last=self._number == rounds.count,
             staleness=ages,
         )
         close_round(run, played, after, busy=self._at_work.keys())

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aggregation.mergers import Roles
 from coordinator.downlink import broadcast
@@ -35,6 +36,10 @@ class Played:
     notes: list[str]
     settled: Iterable[str]
     """Nonces that nothing more is expected of."""
+    last: bool
+    """Whether no round comes after it."""
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    """As in `RoundReport`."""
     staleness: Sequence[int] = ()
     """Of each merged update, where rounds are asynchronous."""
 
@@ -52,7 +57,7 @@ def close_round(
             f"{run.job.aggregation.merger} judges the factors A and B side by side: what is robust "
             'of them need not be of their product; aggregation.factors = "up" trains B alone'
         )
-    last = number == rounds.count
+    last = played.last
     tested: Mapping[str, float] = {}
     if last or number % rounds.evaluate_every == 0:
         tested = run.evaluate(parted(state.tensors)[0], offsets.weights(run.pairs))
@@ -84,6 +89,7 @@ def close_round(
         selected=fit.selected,
         stream_up_bytes=stream_up,
         stream_down_bytes=stream_down,
+        privacy=played.privacy,
         staleness_mean=sum(ages) / len(ages) if (ages := played.staleness) else None,
         staleness_max=max(ages) if ages else None,
         note="; ".join(notes),

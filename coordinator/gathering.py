@@ -17,16 +17,20 @@ _LONGEST_PAUSE_S: Final = 60.0
 _GROWTH: Final = 1.6
 
 
-def gather(run: Run, number: int) -> tuple[list[str], int]:
-    """Wait for `rounds.min_clients` that may be asked; their names, and how many clients there
-    are in all."""
+def gather(run: Run, number: int) -> tuple[list[str], list[str]]:
+    """Wait for `rounds.min_clients` that may be asked; their names, and those of all clients that
+    there are, whether they may. A private job may need so many of these as well."""
     rounds = run.job.rounds
+    members = run.privacy.needs if run.privacy else 0
     for pause in pauses(np.random.default_rng()):
         said = run.link.survey(run.hash)
         able, why = able_clients(run, said)
-        if len(able) >= rounds.min_clients:
-            return able, len(said)
-        run.watch.waits(number, len(able), rounds.min_clients, why)
+        if len(able) >= rounds.min_clients and len(said) >= members:
+            return able, list(said)
+        if len(said) < members:
+            run.watch.waits(number, len(said), members, why)
+        else:
+            run.watch.waits(number, len(able), rounds.min_clients, why)
         run.pause(pause)
     raise AssertionError("pauses do not end")
 

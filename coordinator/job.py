@@ -28,7 +28,8 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
-from coordinator.privacy_section import PrivacySection
+from coordinator.keys import allowed_values, value_fault
+from coordinator.privacy_section import PrivacySection, privacy_faults
 from coordinator.sections import (
     IMAGE_BACKBONES,
     IMAGE_DATASETS,
@@ -45,8 +46,6 @@ from coordinator.sections import (
     SplitSection,
     TrainingSection,
     UpdateSection,
-    allowed_values,
-    value_fault,
 )
 from coordinator.summing_rules import summing_faults
 from coordinator.toml_text import key_lines, toml_key, toml_value
@@ -65,8 +64,8 @@ class Job:
     aggregation: AggregationSection = field(default_factory=AggregationSection)
     rounds: RoundsSection = field(default_factory=RoundsSection)
     personal: PersonalSection = field(default_factory=PersonalSection)
-    privacy: PrivacySection = field(default_factory=PrivacySection)
     split: SplitSection = field(default_factory=SplitSection)
+    privacy: PrivacySection = field(default_factory=PrivacySection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -109,8 +108,8 @@ _SECTIONS: dict[str, Any] = {
     "aggregation": AggregationSection,
     "rounds": RoundsSection,
     "personal": PersonalSection,
-    "privacy": PrivacySection,
     "split": SplitSection,
+    "privacy": PrivacySection,
     "simulation": SimulationSection,
 }
 
@@ -274,6 +273,7 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("rounds.quorum", rounds.quorum, words)
     if rounds.mode == "async":
         faults.extend(_async_faults(job))
+    faults.extend(privacy_faults(job))
     faults.extend(summing_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (

@@ -6,6 +6,10 @@ and, in one transaction, when it is done, with its tensors, its report, the upda
 and the answers that were rejected. A round that was begun and not committed is played again from
 the tensors before it, with the same clients and the same nonces.
 
+A private round is charged for as it begins, in the same transaction, and its secret seed is kept
+until it is committed: whatever happens in between, no release is without its charge, none is
+charged twice, and the same updates get the same noise. Until then the file is as secret as that.
+
 Deployments keep answers as well, each from when it comes to when its round is committed: training
 that a device has done once is not asked for again. Simulations do not, since a write to the disk an
 update would take longer than to train it.
@@ -21,7 +25,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -29,11 +33,16 @@ from typing import Any, Final, Self
 import numpy as np
 from safetensors.numpy import load, save
 
+from aggregation.privacy.accountant import (
+    Mechanism,
+    mechanism_from_json,
+    mechanism_to_json,
+)
 from coordinator.errors import JournalConflictError, JournalFormatError
 from protocol.rejection import Rejection
 from protocol.tensors import Tensors
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 _APPLICATION_ID: Final = 0x464C4A4E  # "FLJN": this file is one of ours
 _WAIT_S: Final = 10.0  # for another process that holds the file
 _WAIT_STEP_S: Final = 0.01
@@ -57,6 +66,10 @@ CREATE TABLE updates (
 CREATE TABLE rejections (
     job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, client TEXT NOT NULL,
     code TEXT NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE charges (
+    job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, mechanism TEXT NOT NULL,
+    clip REAL NOT NULL, seed BLOB, PRIMARY KEY (job, round)
 );
 """
 
@@ -88,6 +101,17 @@ class Kept:
     client: str
     round: int
     nonce: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a private round releases, and costs."""
+
+    round: int
+    mechanism: Mechanism
+    clip: float
+    seed: bytes = field(repr=False)
+    """Of the draw and of the noise; empty once the round is committed."""
 
 
 class Journal:
@@ -176,8 +200,18 @@ class Journal:
             return 0, dict(initial)
         return int(last[0]), load(last[1])
 
-    def begin_round(self, job: str, round: int, nonces: Mapping[str, str], known: int) -> Start:
+    def begin_round(
+        self,
+        job: str,
+        round: int,
+        nonces: Mapping[str, str],
+        known: int,
+        *,
+        charge: Charge | None = None,
+    ) -> Start:
         """Note that a round begins, before anybody is asked; see `Start`.
+
+        A private round is charged for at once.
 
         Raises: JournalConflictError for a round that has begun, or is committed already.
         """
@@ -195,7 +229,27 @@ class Journal:
                     f"{self._path}: expected a round to begin, round {round} has; go on with it "
                     f"({error})"
                 ) from error
+            if charge is not None:
+                self._db.execute(
+                    "INSERT INTO charges VALUES (?, ?, ?, ?, ?)",
+                    (job, round, _mechanism_text(charge), charge.clip, charge.seed),
+                )
         return start
+
+    def charges(self, job: str) -> list[Charge]:
+        """What private rounds were charged for, those included that are not committed, in order."""
+        rows = self._db.execute(
+            "SELECT round, mechanism, clip, seed FROM charges WHERE job = ? ORDER BY round", (job,)
+        )
+        return [
+            Charge(
+                round=round,
+                mechanism=mechanism_from_json(json.loads(mechanism)),
+                clip=clip,
+                seed=bytes(seed or b""),
+            )
+            for round, mechanism, clip, seed in rows
+        ]
 
     def resume_round(self, job: str, round: int) -> Start | None:
         """How a round began that was not committed; None for one that has not begun.
@@ -298,6 +352,10 @@ class Journal:
             self._db.executemany(
                 "DELETE FROM answers WHERE nonce = ?", [(nonce,) for nonce in settled]
             )
+            # Who reads the file later learns nothing of the noise.
+            self._db.execute(
+                "UPDATE charges SET seed = NULL WHERE job = ? AND round = ?", (job, round)
+            )
             if self._keep:
                 self._db.execute(
                     "UPDATE rounds SET tensors = NULL, moments = NULL WHERE job = ? AND round <= ?",
@@ -356,6 +414,7 @@ class Journal:
         self._use_wal()
         self._db.execute("PRAGMA synchronous = FULL")  # a committed round survives a power cut
         self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.execute("PRAGMA secure_delete = FAST")  # a seed that is let go is overwritten
         if self._marks()[0] == 0:
             with self._transaction():
                 # Again, inside: who follows a job may open its journal while it is made.
@@ -408,3 +467,7 @@ class Journal:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+
+def _mechanism_text(charge: Charge) -> str:
+    return json.dumps(mechanism_to_json(charge.mechanism), allow_nan=False)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from aggregation.codecs import SumCodec
-from aggregation.errors import MergeError
-from aggregation.mergers import COUNTS, Merged, Roles
-from aggregation.secure_aggregation.context import Terms
+from aggregation.errors import MergeError, PrivacyError
+from aggregation.mergers import COUNTS, Merged, Merger, Roles
+from aggregation.secure_aggregation import Terms
 from aggregation.selection import needs_counts, server_optimizer_named
 from aggregation.server_optimizers import ServerOptimizer, ServerState
 from coordinator.admission import Admitted
@@ -21,10 +21,12 @@ from coordinator.job import Job
 from coordinator.journal import UpdateEntry
 from coordinator.link import Failure
 from coordinator.plans import Plans
+from coordinator.privacy import PrivateRound
 from coordinator.run import Run, State
 from coordinator.selections import selection_counts
 from coordinator.summing import sum_updates
 from protocol.controls import joined, parted
+from protocol.plan import UNCLIPPED
 from protocol.rejection import RejectionCode
 from protocol.tensors import Tensors
 from protocol.update import UpdateHeader
@@ -44,15 +46,26 @@ class Step:
     """The updates of one server step, merged one by one, as their turn comes."""
 
     def __init__(
-        self, run: Run, number: int, roles: Roles, current: Tensors, memory: Tensors
+        self,
+        run: Run,
+        number: int,
+        roles: Roles,
+        current: Tensors,
+        memory: Tensors,
+        private: PrivateRound | None = None,
     ) -> None:
         """`current`: all tensors, as clients start from them. `memory`: the merger's."""
         self.answers = Answers()
         self._notes: list[str] = []
+        self.unclipped: float | None = None
+        """The noised share of updates that were not clipped, once it is finished."""
         self._run = run
         self._number = number
-        self._merged: Any = run.merger.init(run.spec, current=current, memory=memory)
         shared = run.part(roles.shares)
+        self._private = private
+        self._unclipped = 0
+        self._merger: Merger[Any] = private.merger(shared) if private else run.merger
+        self._merged: Any = self._merger.init(run.spec, current=current, memory=memory)
         # What clients do not share has not changed.
         self._still = {
             name: np.zeros(entry.shape, entry.dtype)
@@ -65,13 +78,17 @@ class Step:
         run, answers, header = self._run, self.answers, admitted.header
         uniform = run.job.aggregation.weighting == "uniform"
         weight = share * (1.0 if uniform else float(header.samples))
+        if self._private and (reason := self._private.fault(header.metrics)):
+            malformed = Failure(code=RejectionCode.MALFORMED, reason=reason)
+            answers.refuse(header.client, self._number, malformed)
+            return
         try:
             update = {**admitted.delta, **self._still}
             counts = selection_counts(header.metrics, run.elements)
             if needs_counts(run.merger) and counts:
                 update[COUNTS] = np.array(counts)
-            self._merged = run.merger.add(self._merged, update, weight, client=header.client)
-        except MergeError as error:
+            self._merged = self._merger.add(self._merged, update, weight, client=header.client)
+        except (MergeError, PrivacyError) as error:
             problem = Failure(code=RejectionCode.NOT_FINITE, reason=str(error))
             answers.refuse(header.client, self._number, problem)
             return
@@ -93,12 +110,13 @@ class Step:
         # As often as there are clients: rules that count updates get their number.
         update = {**summed.mean, **self._still}
         for client in summed.members:
-            self._merged = self._run.merger.add(self._merged, update, 1.0, client=client)
+            self._merged = self._merger.add(self._merged, update, 1.0, client=client)
             header, size = headers[client]
             self._count(header, size + summed.sizes[client])
 
     def _count(self, header: UpdateHeader, size: int) -> None:
         answers = self.answers
+        self._unclipped += header.metrics.get(UNCLIPPED) == 1
         answers.updates.append(
             UpdateEntry(
                 nonce=header.nonce, client=header.client, samples=header.samples, bytes=size
@@ -117,14 +135,18 @@ class Step:
         """
         run, found = self._run, len(self.answers.updates)
         tensors, memory = state.tensors, state.memory
+        if self._private is not None:
+            self.unclipped = self._private.unclipped_share(self._merged, self._unclipped)
+            memory = replace(memory, privacy=self._private.remembered(self.unclipped))
         least = run.job.rounds.min_updates
-        if found < least:
+        # A private round says nothing of how many came.
+        if found < least and self._private is None:
             missing = (
                 f"tensors unchanged: {found} valid updates, rounds.min_updates asks for {least}"
             )
             return State(tensors=tensors, memory=memory.moved({})), [*self._notes, missing]
         try:
-            result: Merged = run.merger.finish(self._merged)
+            result: Merged = self._merger.finish(self._merged)
             delta = _shared_controls(result.delta, share)
             kept, after = run.optimizer.step(
                 ServerState(run.spec, memory.optimizer), tensors, delta
@@ -134,7 +156,10 @@ class Step:
             # must not end the run, though it cannot be said whose.
             return State(tensors=tensors, memory=memory.moved({})), [f"tensors unchanged: {error}"]
         remembered = replace(memory, optimizer=kept.moments, merger=result.memory)
-        return State(tensors=after, memory=remembered.moved(result.base)), list(result.notes)
+        return State(tensors=after, memory=remembered.moved(result.base)), [
+            *self._notes,
+            *result.notes,
+        ]
 
 
 def _shared_controls(delta: Tensors, share: float) -> Mapping[str, np.ndarray]:

@@ -16,6 +16,7 @@ from aggregation.mergers import Roles
 from coordinator.admission import Expected
 from coordinator.clients import client_seed
 from coordinator.downlink import Broadcast
+from coordinator.privacy import PrivateRound
 from coordinator.run import Run
 from protocol.factors import at_rank
 from protocol.plan import Plan, pack_plan
@@ -38,6 +39,7 @@ class Plans:
     task: Task
     roles: Roles
     sent: Broadcast
+    private: PrivateRound | None = None
     _specs: dict[int, ParamSpec | None] = field(init=False)
     _budgets: dict[int, int] = field(init=False)
 
@@ -92,7 +94,8 @@ class Plans:
             sends=self.roles.sends,
             trains=self.roles.trains,
             shares=self.roles.shares,
-            tells=run.job.update.told,
+            tells=(*run.job.update.told, *(self.private.tells if self.private else ())),
+            clip=self.private.charge.clip if self.private else 0.0,
             mix=run.job.personal.mix if run.job.personal.report else None,
             rank=parcel.rank,
             offset_round=parcel.offset_round,

@@ -51,6 +51,10 @@ class RoundReport:
     """In asynchronous rounds: how many steps ago the tensors were current that the merged updates
     started from."""
     staleness_max: int | None = None
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    """Of a private job, up to this round: "epsilon" at "delta" ("epsilon_rdp" is the cross-check),
+    the "budget" and what is "left" of it (None without one), "neighbours", "noise_multiplier"; this
+    round's "clip", and the noised share "unclipped" where one is released."""
     note: str
     """What else the operator should know; empty for a usual round."""
 
@@ -59,6 +63,7 @@ class RoundReport:
         content: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("per_client_accuracy", "per_client_local", "per_client_mixed"):
             content[name] = dict(content[name])
+        content["privacy"] = dict(self.privacy)
         content["selected"] = {client: list(row) for client, row in self.selected.items()}
         content["rejections"] = [
             {"client": r.client, "code": str(r.code), "reason": r.reason} for r in self.rejections

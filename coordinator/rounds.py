@@ -15,16 +15,18 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aggregation.errors import MergeError
+from aggregation.privacy.keystream import new_seed
 from aggregation.selection import merger_named, moves_base
 from coordinator.async_rounds import AsyncRounds
 from coordinator.clients import choose_clients
 from coordinator.closing import Played, close_round, closing_time
 from coordinator.downlink import broadcast
+from coordinator.errors import JobError, JournalConflictError
 from coordinator.exchange import Exchange
 from coordinator.gathering import gather, rejoin
 from coordinator.job import Job, dump_job
@@ -32,9 +34,11 @@ from coordinator.journal import Journal, Start
 from coordinator.link import Link
 from coordinator.merging import Step, server_optimizer
 from coordinator.plans import Plans
+from coordinator.privacy import Privacy, PrivateRound
 from coordinator.reports import RoundReport
 from coordinator.run import Credentials, Evaluate, Run, State
 from coordinator.server_memory import ServerMemory
+from coordinator.summing_rules import reach_faults
 from coordinator.watch import Unattended, Watch
 from protocol.controls import joined, parted, with_controls
 from protocol.factors import FactorPair
@@ -63,6 +67,7 @@ def run_rounds(
     pairs: tuple[FactorPair, ...] = (),
     watch: Watch | None = None,
     rejoin_s: float = 0.0,
+    seeds: Callable[[int], bytes] = lambda number: new_seed(),
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
     credentials: Credentials = lambda clients: {},
@@ -78,12 +83,20 @@ def run_rounds(
         watch: told of what happens; None: a round that would have to wait for clients ends the run.
         rejoin_s: seconds in which all clients of a round that is played again may come back before
             it goes on without some of them.
+        seeds: of a private round's draw and noise, by its number. What it gives has to be as secret
+            as the default's, or the job's guarantee is that of one whose seeds are.
         pause: sleeps for so many seconds between two looks at who is there; it may raise to end
             the run, as `on_round` may.
         credentials: of clients, for jobs with secure sums.
 
-    Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`.
+    A private job whose budget is used up ends early.
+
+    Raises: NoClientsError, JournalError; MergeError for tensors that do not fit `spec`; JobError
+        for a privacy that cannot be met, before anybody is asked.
     """
+    privacy = Privacy.of(job)
+    if faults := reach_faults(job, spec):
+        raise JobError(faults)
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
     merger = merger_named(job.aggregation.merger, pairs, choose_by)
@@ -104,6 +117,8 @@ def run_rounds(
         initial=initial,
         merger=merger,
         optimizer=server_optimizer(job),
+        privacy=privacy,
+        seeds=seeds,
         link=link,
         journal=journal,
         on_round=on_round,
@@ -127,13 +142,16 @@ def run_rounds(
         state = AsyncRounds(run, done, state).play()
     else:
         for number in range(done + 1, job.rounds.count + 1):
+            if privacy and not privacy.affords(journal.charges(run.hash), number):
+                break
             state = _play_round(run, number, state)
     return Result(parted(state.tensors)[0], state.memory.offsets.weights(pairs))
 
 
 def _play_round(run: Run, number: int, state: State) -> State:
     rounds, memory = run.job.rounds, state.memory
-    start = _start(run, number)
+    start = _start(run, number, state)
+    private = _private(run, number)
     started = run.clock()
     roles = run.roles(memory.merger)
     sent = broadcast(
@@ -149,8 +167,8 @@ def _play_round(run: Run, number: int, state: State) -> State:
         pairs=run.pairs,
         ranks=run.ranks,
     )
-    step = Step(run, number, roles, {**state.tensors, **sent.seen}, memory.merger)
-    plans = Plans(run=run, number=number, task="fit", roles=roles, sent=sent)
+    step = Step(run, number, roles, {**state.tensors, **sent.seen}, memory.merger, private)
+    plans = Plans(run=run, number=number, task="fit", roles=roles, sent=sent, private=private)
     exchange = Exchange(
         plans=plans,
         nonces=start.nonces,
@@ -169,6 +187,17 @@ def _play_round(run: Run, number: int, state: State) -> State:
         memory=replace(memory, downlink=sent.seen if sent.keep else {}),
     )
     after, notes = step.finish(held, share=len(step.answers.updates) / start.known)
+    last = number == rounds.count
+    told: Mapping[str, Any] = {}
+    if private is not None:
+        charges = run.journal.charges(run.hash)
+        told = private.report(charges, step.unclipped)
+        if not last and not private.privacy.affords(charges, number + 1):
+            last = True
+            notes.append(
+                f"the privacy budget of epsilon = {private.privacy.section.epsilon:g} is used up: "
+                f"rounds {number + 1} to {rounds.count} are not played"
+            )
     played = Played(
         number=number,
         roles=roles,
@@ -178,19 +207,38 @@ def _play_round(run: Run, number: int, state: State) -> State:
         fitted=fitted,
         notes=notes,
         settled=start.nonces.values(),
+        last=last,
+        privacy=told,
     )
     close_round(run, played, after)
     return after
 
 
-def _start(run: Run, number: int) -> Start:
+def _private(run: Run, number: int) -> PrivateRound | None:
+    """What the round was charged for as it began."""
+    if run.privacy is None:
+        return None
+    charge = run.journal.charges(run.hash)[-1:]
+    if not charge or charge[0].round != number or not charge[0].seed:
+        raise JournalConflictError(f"round {number}: expected that its privacy is charged for")
+    return PrivateRound(privacy=run.privacy, charge=charge[0])
+
+
+def _start(run: Run, number: int, state: State) -> Start:
     """Who is asked in a round: in one that was begun before, those that were asked then."""
     start = run.journal.resume_round(run.hash, number)
     if start is None:
-        able, known = gather(run, number)
-        clients = choose_clients(able, run.job.rounds.asked, run.seed, number)
+        able, members = gather(run, number)
+        charge = None
+        if run.privacy is not None:
+            charge = run.privacy.charge(number, state.memory.privacy, run.seeds(number))
+            # Of all, and not of those who can: who is there is not drawn.
+            drawn = run.privacy.draw(members, charge.seed)
+            clients = [client for client in drawn if client in set(able)]
+        else:
+            clients = choose_clients(able, run.job.rounds.asked, run.seed, number)
         nonces = {client: secrets.token_hex(16) for client in clients}
-        return run.journal.begin_round(run.hash, number, nonces, known)
+        return run.journal.begin_round(run.hash, number, nonces, len(members), charge=charge)
     silent = [c for c, nonce in start.nonces.items() if not run.journal.keeps(nonce)]
     if silent:
         rejoin(run, number, silent, len(start.nonces) - len(silent))

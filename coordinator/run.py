@@ -11,12 +11,13 @@ import numpy as np
 
 from aggregation.codecs import Codec, codec_named
 from aggregation.mergers import ONE_FACTOR, Merger, Roles, roles_of
-from aggregation.secure_aggregation.context import Terms
+from aggregation.secure_aggregation import Terms
 from aggregation.selection import is_robust
 from aggregation.server_optimizers import ServerOptimizer
 from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.link import Link
+from coordinator.privacy import Privacy
 from coordinator.reports import RoundReport
 from coordinator.server_memory import ServerMemory
 from coordinator.watch import Watch
@@ -43,6 +44,10 @@ class Run:
     initial: Tensors
     merger: Merger[Any]
     optimizer: ServerOptimizer
+    privacy: Privacy | None
+    """None where the job promises nothing."""
+    seeds: Callable[[int], bytes]
+    """A secret seed for the round of a number; asked once a round."""
     link: Link
     journal: Journal
     on_round: Callable[[RoundReport], None]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of a job file, a frozen dataclass each.
 
-Every key is declared once, with `_key`: its default, its range or its choices, and one line of
+Every key is declared once, with `keys.key`: its default, its range or its choices, and one line of
 help. Type checks, error messages, `describe_job` and the command line's help all come from there.
-Rules that concern several sections stand in `job.py`.
+`[privacy]` stands in `privacy_section.py`; rules that concern several sections in `job.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from aggregation.codecs import CODEC_FORMS, codec_named
 from aggregation.errors import AggregationError
@@ -23,18 +22,17 @@ from aggregation.selection import (
     server_optimizer_named,
 )
 from coordinator.errors import Fault, JobError
+from coordinator.keys import MAX_INT, Scalar
+from coordinator.keys import check as _check
+from coordinator.keys import key as _key
 from protocol.activations import FORMS
 from protocol.limits import MAX_LANES
-
-Scalar = str | int | float | bool
 
 IMAGE_DATASETS = ("digits", "fashion-mnist")
 TEXT_DATASETS = ("debian-descriptions",)
 IMAGE_BACKBONES = ("vit-small-28",)
 TEXT_BACKBONES = ("all-minilm-l6-v2",)
 
-# The largest integer that TOML, JSON and SQLite all carry exactly.
-_MAX_INT = 2**53 - 1
 _MAX_ADAPTIVE_RATE = 0.5
 _ANY = re.compile(r"(?s).+")
 _RANKS = re.compile(r"([1-9][0-9]{0,4}( *, *[1-9][0-9]{0,4})*)?")
@@ -51,91 +49,6 @@ _PARTITIONS = (
 
 def _forms(forms: Iterable[str]) -> str:
     return "expected one of " + ", ".join(forms)
-
-
-def _key(
-    default: Scalar,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-    pattern: re.Pattern[str] | None = None,
-    allowed: str = "",
-) -> Any:
-    """A key's default, its help, and what it may hold (`above` and `below` are exclusive)."""
-    rules = {
-        "help": help,
-        "low": low,
-        "high": high,
-        "above": above,
-        "below": below,
-        "choices": choices,
-        "pattern": pattern,
-        "allowed": allowed,
-    }
-    return field(default=default, metadata=rules)
-
-
-def allowed_values(type_name: str, rules: Mapping[str, Any]) -> str:
-    """What a key may hold, in words."""
-    if rules["allowed"]:
-        return str(rules["allowed"])
-    if rules["choices"]:
-        return "expected one of " + ", ".join(f'"{choice}"' for choice in rules["choices"])
-    kind = {
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a text",
-    }[type_name]
-    words = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
-    bounds = [f"{sign} {rules[name]:g}" for name, sign in words.items() if rules[name] is not None]
-    return "expected " + " ".join([kind, " and ".join(bounds)]).strip()
-
-
-def value_fault(key: str, type_name: str, rules: Mapping[str, Any], value: object) -> Fault | None:
-    """What is wrong with one value, None if nothing is."""
-    fault = Fault(key=key, value=value, allowed=allowed_values(type_name, rules))
-    if type_name == "bool":
-        return None if isinstance(value, bool) else fault
-    if type_name == "str":
-        if not isinstance(value, str):
-            return fault
-        pattern = rules["pattern"]
-        fits = (not rules["choices"] or value in rules["choices"]) and (
-            pattern is None or pattern.fullmatch(value) is not None
-        )
-        return None if fits else fault
-    numeric = (int,) if type_name == "int" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numeric):
-        return fault
-    if not math.isfinite(value) or abs(value) > _MAX_INT:
-        return fault
-    fits = (
-        (rules["low"] is None or value >= rules["low"])
-        and (rules["high"] is None or value <= rules["high"])
-        and (rules["above"] is None or value > rules["above"])
-        and (rules["below"] is None or value < rules["below"])
-    )
-    return None if fits else fault
-
-
-def _check(section: object, name: str) -> None:
-    """Check every key of a section, and turn whole numbers into floats where floats belong."""
-    faults = []
-    for item in fields(section):  # type: ignore[arg-type]
-        value = getattr(section, item.name)
-        fault = value_fault(f"{name}.{item.name}", str(item.type), item.metadata, value)
-        if fault is not None:
-            faults.append(fault)
-        elif item.type == "float" and isinstance(value, int):
-            # `learning_rate = 1` and `= 1.0` are the same job and must hash alike.
-            object.__setattr__(section, item.name, float(value))
-    if faults:
-        raise JobError(faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +160,7 @@ class MethodSpec:
 
 def _is_scalar(value: object) -> bool:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return math.isfinite(value) and abs(value) <= _MAX_INT
+        return math.isfinite(value) and abs(value) <= MAX_INT
     return isinstance(value, str | bool)
 
 

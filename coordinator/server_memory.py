@@ -23,6 +23,8 @@ class ServerMemory:
     """What clients hold that took part in the last round; {} where plans hold whole tensors."""
     offset: Mapping[str, np.ndarray] = field(default_factory=dict)
     """How far frozen weights had moved for those clients."""
+    privacy: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The clipping norm of the next round, where it is steered."""
     change: Mapping[str, np.ndarray] = field(default_factory=dict)
     """How they moved since, as `aggregation.offsets.arrays_of` writes it."""
 

@@ -66,6 +66,7 @@ def summary_of(
         "client_flops": played.client_flops,
         "samples_per_second": played.passed_samples / fit_seconds if fit_seconds else 0.0,
         "wall_seconds": wall_seconds,
+        "privacy": _privacy_of(job, reports),
         "rejections": len(rejections),
         "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
         "notes": [
@@ -76,6 +77,22 @@ def summary_of(
         "per_client": [dict(client) for client in played.per_client],
         "job": job.hash(),
         "versions": versions(),
+    }
+
+
+def _privacy_of(job: Job, reports: Sequence[RoundReport]) -> dict[str, Any]:
+    """What a private job promises after its last round; {} for others."""
+    if not job.privacy.is_private:
+        return {}
+    last = reports[-1].privacy if reports else {}
+    return {
+        "mode": job.privacy.mode,
+        "sampling": job.privacy.sampling,
+        "clients_per_round": job.rounds.clients_per_round or job.data.clients,
+        "population": job.privacy.population or job.data.clients,
+        "rounds": len(reports),
+        "rounds_wanted": job.rounds.count,
+        **last,
     }
 
 

@@ -18,13 +18,16 @@ import numpy as np
 from aggregation.codecs import SumCodec, round_seeds
 from aggregation.codecs.common_grid import sum_bits
 from aggregation.errors import SecureSumError
-from aggregation.secure_aggregation.context import Context, Task, Terms, new_context
-from aggregation.secure_aggregation.keys import Verifier
-from aggregation.secure_aggregation.outcomes import Aborted
-from aggregation.secure_aggregation.server import (
+from aggregation.secure_aggregation import (
+    Aborted,
+    Context,
     SecureSum,
     Stage,
+    Task,
+    Terms,
+    Verifier,
     close_stage,
+    new_context,
     open_attempt,
     receive,
 )

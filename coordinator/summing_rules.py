@@ -13,6 +13,7 @@ from coordinator.toml_text import toml_value
 
 if TYPE_CHECKING:
     from coordinator.job import Job
+    from protocol.tensors import ParamSpec
 
 _GRID: Final = 'take "grid:8,NORM", with NORM somewhat above the norm that updates have'
 _VOTES: Final = 'take "votes:NORM" with update.error_feedback = true'
@@ -73,6 +74,12 @@ def _faults(job: Job) -> Iterator[Fault]:
         if found != value:
             words = f"expected {toml_value(value)} with privacy.secure_aggregation: {why}"
             yield Fault(key=name, value=found, allowed=words)
+    if job.privacy.is_private and job.privacy.clip_quantile:
+        words = (
+            "expected 0 with privacy.secure_aggregation: the codec's grid belongs to one clipping "
+            "norm"
+        )
+        yield Fault(key="privacy.clip_quantile", value=job.privacy.clip_quantile, allowed=words)
     if job.simulation.backend == "ray":
         words = (
             'expected "cohort" or "sequential": simulated clients keep the keys of secure sums in '
@@ -84,3 +91,18 @@ def _faults(job: Job) -> Iterator[Fault]:
 def _fits(name: str) -> bool:
     merger = described_merger(name)
     return merger.sum_only and not needs_counts(merger) and not needs_accuracy(merger)
+
+
+def reach_faults(job: Job, shared: ParamSpec) -> list[Fault]:
+    """Where updates are private and only their sum is seen: a codec whose rounding could carry one
+    beyond the clipping norm that the noise is for. `shared`: of the tensors that clients send."""
+    codec = codec_named(job.update.codec)
+    if not (job.privacy.secure_aggregation and job.privacy.is_private):
+        return []
+    if not isinstance(codec, SumCodec) or (reach := codec.reach(shared)) <= job.privacy.clip:
+        return []
+    words = (
+        f'expected at least {reach:.6g} with codec "{codec.name}": what it makes of an update of '
+        "its norm may be as long as that, and nobody can cut single updates any more"
+    )
+    return [Fault(key="privacy.clip", value=job.privacy.clip, allowed=words)]

@@ -12,12 +12,14 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from coordinator.deployment import Deployment
 from coordinator.enrolment.devices import Device, Devices
-from coordinator.errors import RegistryError, SuperLinkError
+from coordinator.errors import DeploymentError, RegistryError, SuperLinkError
+from coordinator.gateway.metrics import JobGauges, Metrics
 from coordinator.gateway.server import run_gateway
 from coordinator.gateway.settings import GatewaySettings, Hooks
 from coordinator.jobs.folder import JobFolder
@@ -99,8 +101,22 @@ def serve_gateway(folder: Path) -> None:
             status_port=deployment.settings.operator_port,
             status_token=deployment.operator_token(),
         )
+        metrics = Metrics()
+        metrics.registry.register(JobGauges(partial(spent_by_jobs, deployment.jobs_folder)))
         with register:
-            run_gateway(settings, hooks_of(deployment, register))
+            run_gateway(settings, hooks_of(deployment, register), metrics=metrics)
+
+
+def spent_by_jobs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """What each job of a deployment said last of its privacy; {} for those without."""
+    found = {}
+    for path in sorted(folder.glob("*/state.json")):
+        try:
+            found[path.parent.name] = JobFolder(path.parent).state().privacy
+        except DeploymentError:
+            # Being replaced, or of a job that is being removed: the next look finds it.
+            continue
+    return found
 
 
 def hooks_of(deployment: Deployment, register: Registrar) -> Hooks:

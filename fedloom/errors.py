@@ -30,6 +30,7 @@ _FAILURES = {
     "JournalError",
     "MergeError",
     "NoClientsError",
+    "PrivacyError",
     "TrainingError",
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from reports.units import bytes_text, duration_text
+from reports.units import bytes_text, duration_text, privacy_words
 from simulations.progress import ProgressListener, Report, SilentProgress
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class _Tally:
         a_round = (time.monotonic() - self._began) / self._rounds
         parts = [
             f"accuracy {accuracy}",
+            privacy_words(report.privacy),
             f"up {bytes_text(self._up)}",
             f"down {bytes_text(self._down)}",
             f"{report.clients / max(report.seconds, 1e-9):.1f} clients/s",

@@ -35,6 +35,8 @@ MAX_PLAN_OVERHEAD: Final = FIXED_BYTES + MAX_HEADER_BYTES
 """What a plan may be longer than its payload."""
 
 DENSE: Final = -1
+UNCLIPPED: Final = "unclipped"
+"""The metric that says whether `Plan.clip` left an update as it was."""
 
 _TASKS: Final = ("fit", "evaluate")
 
@@ -70,6 +72,9 @@ class Plan:
     mix: float | None = None
     """To fit: the client keeps what it trains, if this is set. To evaluate: it also tests what it
     kept, and this share of it mixed into the tensors of the plan."""
+    clip: float = 0.0
+    """l2 norm that the update is cut to before it is encoded; 0: it is not. Told "unclipped", as a
+    word of `tells`, means 1 where that changed nothing, and else 0."""
     rank: int = 0  # of this client's factors, as in `factors.at_rank`; 0: as the bundle has it
     offset_round: int = 0
     """Frozen weights are those of this client's plan of that round (0: the bundle's), moved by what
@@ -112,6 +117,8 @@ class Plan:
         words = _checks.sequence("tells", self.tells, MAX_METRICS, error)
         told = tuple(_checks.text("tells", word, MAX_CLIENT_LENGTH, error) for word in words)
         object.__setattr__(self, "tells", told)
+        clip = _checks.real("clip", self.clip, error, low=0.0)
+        object.__setattr__(self, "clip", clip)
         self._set_integer("rank", 0, MAX_FACTOR_RANK)
         self._set_integer("offset_round", 0, self.round)
         self._set_integer("min_survivors", 0, MAX_ROUND)
@@ -166,6 +173,7 @@ _FIELDS: Final = (
     "shares",
     "tells",
     "mix",
+    "clip",
     "rank",
     "offset_round",
     "offset_ranks",

@@ -18,6 +18,7 @@ from reports.client_charts import (
     selection_map,
 )
 from reports.page import folded, legend, page, section, table, tile
+from reports.privacy_charts import guarantee, privacy_charts
 from reports.run_record import RoundLine, RunRecord, read_run
 from reports.units import axis_percent, bytes_text, count_text, duration_text
 
@@ -38,6 +39,7 @@ def _body(run: RunRecord) -> str:
     clients: list[Mapping[str, Any]] = list(summary.get("per_client") or ())
     measured = [client for client in clients if client.get("accuracy") is not None]
     charts = [_over_rounds(run), _over_bytes(run)] if run.evaluated() else []
+    charts += privacy_charts(run.rounds, run.summary.get("privacy") or {})
     if measured:
         charts.append(_spread(measured))
     if any(sum(client.get("labels") or ()) for client in clients):
@@ -48,6 +50,7 @@ def _body(run: RunRecord) -> str:
         f"<h1>{escape(run.name)}</h1>",
         f'<p class="lead">{escape(_lead(run))}</p>',
         _tiles(run),
+        _guarantee(run),
         f'<div class="grid2">{"".join(charts)}</div>' if charts else "",
         _personal(measured),
         _domains(measured),
@@ -107,6 +110,11 @@ def _tiles(run: RunRecord) -> str:
         ),
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _guarantee(run: RunRecord) -> str:
+    privacy: Mapping[str, Any] = run.summary.get("privacy") or {}
+    return f'<p class="lead">{escape(guarantee(privacy))}</p>' if "epsilon" in privacy else ""
 
 
 def _share(summary: Mapping[str, Any]) -> str:

@@ -46,6 +46,9 @@ class RoundLine:
     samples: int
     rejections: int
     seconds: float
+    epsilon: float | None = None  # spent so far, of a private run
+    clip: float | None = None  # the round's clipping norm
+    unclipped: float | None = None  # noised share of updates that were not clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,7 @@ def count_of(items: Any) -> int:
 def _round_line(path: Path, number: int, text: str) -> RoundLine:
     values = _json(path, text, line=number)
     try:
+        privacy = dict(values.get("privacy") or {})
         return RoundLine(
             round=int(values["round"]),
             accuracy=_optional(values.get("accuracy")),
@@ -124,6 +128,9 @@ def _round_line(path: Path, number: int, text: str) -> RoundLine:
             samples=int(values["samples"]),
             rejections=count_of(values["rejections"]),
             seconds=float(values["seconds"]),
+            epsilon=_optional(privacy.get("epsilon")),
+            clip=_optional(privacy.get("clip")),
+            unclipped=_optional(privacy.get("unclipped")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunRecordError(

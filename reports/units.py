@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def bytes_text(count: float) -> str:
     """Bytes in powers of 1000: "812 B", "4.23 MB"."""
@@ -37,3 +40,16 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 def axis_percent(value: float) -> str:
     """A share as a tick says it: as many digits as close ticks need to differ."""
     return f"{100 * value:.4g} %"
+
+
+def privacy_words(privacy: Mapping[str, Any]) -> str:
+    """What a private job has spent, in a few words; "" for a job that promises nothing."""
+    if not privacy:
+        return ""
+    spent = f"epsilon {privacy['epsilon']:.3f}"
+    if privacy.get("budget"):
+        spent += f" of {privacy['budget']:g}"
+    words = [spent, f"noise {privacy['noise_multiplier']:g}", f"clip {privacy['clip']:.3g}"]
+    if privacy.get("unclipped") is not None:
+        words.append(f"unclipped {100 * privacy['unclipped']:.0f} %")
+    return "  ".join(words)

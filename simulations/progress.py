@@ -38,6 +38,10 @@ class Report(Protocol):
     def seconds(self) -> float:
         """What the round took."""
 
+    @property
+    def privacy(self) -> Mapping[str, Any]:
+        """What a private job has spent; {} for others."""
+
 
 class ProgressListener(Protocol):
     """Hears what a run does: `start`, one `round` for each, then `finish`; `stage` any time."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from coordinator.bundles import recipe_of, sign_bundle, split_spec, write_bundle
 from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
+from coordinator.privacy import Privacy
 from coordinator.reports import RoundReport
 from coordinator.summary import Played, summary_of, write_metrics
 from edge_runtime.bundle import open_bundle
@@ -56,12 +57,16 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
 
     Raises:
         DataError, PartitionError, BackboneError, MethodError: the job does not fit together.
+        JobError: its privacy cannot be met.
         RunFolderError: `out` holds a run of another job.
         JournalError: its journal cannot be gone on with.
     """
     progress = progress or SilentProgress()
     started = time.monotonic()
     _check_folder(job, out)
+    if job.privacy.is_private:
+        progress.stage("looking for the noise that the privacy budget asks for")
+        Privacy.of(job)
     out.mkdir(parents=True, exist_ok=True)
     setup = set_up(job, progress)
     key = new_key()
@@ -132,12 +137,21 @@ def _summary(
         client_flops=client_flops(setup, merged),
         passed_samples=round(merged * (passes_per_round(setup) + local_passes_per_round(setup))),
         per_client=_per_client(setup, reports),
-        notes=setup.federation.notes,
+        notes=(*setup.federation.notes, *_privacy_notes(job)),
     )
     return summary_of(job, reports, played, wall_seconds=wall_seconds) | {
         "partition": job.data.partition,
         "skipped_clients": [list(entry) for entry in setup.federation.skipped],
     }
+
+
+def _privacy_notes(job: Job) -> list[str]:
+    if not job.privacy.is_private:
+        return []
+    return [
+        "privacy: a simulation draws clients and noise from the job's seed, so that it can be "
+        "repeated; the guarantee is that of the same job with secret seeds, as deployments have"
+    ]
 
 
 def _per_client(setup: Setup, reports: Sequence[RoundReport]) -> list[dict[str, Any]]:

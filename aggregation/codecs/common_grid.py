@@ -46,6 +46,9 @@ from aggregation.packing import pack, packed_bytes, unpack
 from aggregation.rotation import power_below, rotate, rotate_back
 from protocol.tensors import ParamSpec, Tensors
 
+ROUNDING: Final = 1e-5
+"""What a norm may have gained in float32 on the way, as a share of it."""
+
 _BLOCK: Final = 1 << 16  # integers decoded at once; a multiple of 8, so that bytes are whole
 
 
@@ -60,6 +63,11 @@ class SumCodec(Codec, Protocol):
 
     def length(self, spec: ParamSpec) -> int:
         """Integers of an update of this spec."""
+        ...
+
+    def reach(self, spec: ParamSpec) -> float:
+        """The largest norm that what `encode` wrote may decode to: above the codec's own, since
+        values are rounded. A client's influence on a sum is that."""
         ...
 
     def quantise(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> np.ndarray:
@@ -114,13 +122,17 @@ class CommonGrid:
         """See `SumCodec.length`."""
         return survivors(self.density, spec.size)
 
+    def reach(self, spec: ParamSpec) -> float:
+        """See `SumCodec.reach`."""
+        raise NotImplementedError
+
     def quantise(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> np.ndarray:
         """See `SumCodec.quantise`."""
         spec = float32_spec(tensors)
         vector = spec.flatten(tensors)
         require_finite(vector, spec)
         norm = math.sqrt(float(np.square(vector, dtype=np.float64).sum()))
-        vector *= np.float32(min(1.0, self.norm / norm) / self._unit(spec) if norm else 0.0)
+        vector *= np.float32(min(1.0, self.norm / norm) / self.unit(spec) if norm else 0.0)
         rotate(vector, seeds.shared)
         return self.to_grid(self._part(vector, seeds), seeds)
 
@@ -173,7 +185,7 @@ class CommonGrid:
             means = (part / np.float64(count)).astype(np.float32)
             values[start : start + len(part)] = self.from_grid(means)
             start += len(part)
-        values *= np.float32(self._unit(spec))
+        values *= np.float32(self.unit(spec))
         vector = values
         if len(values) < spec.size:
             vector, start = np.zeros(spec.size, np.float32), 0
@@ -183,7 +195,7 @@ class CommonGrid:
         rotate_back(vector, seeds.shared)
         return split(vector, spec)
 
-    def _unit(self, spec: ParamSpec) -> float:
+    def unit(self, spec: ParamSpec) -> float:
         """σ of an update of the full norm."""
         return self.norm / math.sqrt(power_below(spec.size))
 

@@ -11,15 +11,17 @@ lie beyond the range.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from aggregation.codecs.codec import Seeds
-from aggregation.codecs.common_grid import CommonGrid, checked_norm
+from aggregation.codecs.common_grid import ROUNDING, CommonGrid, checked_norm
 from aggregation.codecs.top_k import checked_density
 from aggregation.errors import CodecError
+from protocol.tensors import ParamSpec
 
 RANGE: Final = 4.5
 MAX_BITS: Final = 16
@@ -56,6 +58,11 @@ class Grid(CommonGrid):
     def levels(self) -> int:
         """2ᵇ - 1."""
         return (1 << self.bits) - 1
+
+    def reach(self, spec: ParamSpec) -> float:
+        """C and a step for each value."""
+        step = 2 * RANGE / self.levels * self.unit(spec)
+        return (self.norm + step * math.sqrt(self.length(spec))) * (1 + ROUNDING)
 
     def to_grid(self, values: np.ndarray, seeds: Seeds) -> np.ndarray:
         """Rounded by `seeds.own`."""

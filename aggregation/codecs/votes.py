@@ -24,9 +24,10 @@ from typing import Final
 import numpy as np
 
 from aggregation.codecs.codec import Seeds
-from aggregation.codecs.common_grid import CommonGrid, checked_norm
+from aggregation.codecs.common_grid import ROUNDING, CommonGrid, checked_norm
 from aggregation.codecs.quantised import require_flag
 from aggregation.codecs.top_k import checked_density
+from protocol.tensors import ParamSpec
 
 TWO: Final = math.sqrt(2 / math.pi)
 THREE: Final = 1.2240
@@ -61,6 +62,11 @@ class Votes(CommonGrid):
     def levels(self) -> int:
         """1, or 2 with 0 between."""
         return 2 if self.ternary else 1
+
+    def reach(self, spec: ParamSpec) -> float:
+        """Of votes none of which is 0."""
+        worth = THREE if self.ternary else TWO
+        return worth * self.unit(spec) * math.sqrt(self.length(spec)) * (1 + ROUNDING)
 
     def to_grid(self, values: np.ndarray, seeds: Seeds) -> np.ndarray:
         """0, or 1 for a value not below 0; ternary: 0, 1, 2."""

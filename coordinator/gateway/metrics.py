@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Metric
 
+_JOB_GAUGES = {
+    "epsilon": "Privacy that a job's committed rounds have spent, epsilon at its delta",
+    "delta": "The delta of a job's epsilon",
+    "budget": "Most epsilon that a job may spend",
+    "left": "Budget less epsilon",
+    "noise_multiplier": "Noise on a round's sum, in clipping norms",
+    "clip": "Clipping norm of the last committed round",
+    "unclipped": "Noised share of updates that were not clipped, in the last committed round",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -56,6 +65,28 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+
+
+class JobGauges:
+    """What private jobs have spent, asked for whenever somebody looks.
+
+    `spent` gives for each job its privacy as `RoundReport.privacy` has it, {} for one without.
+    """
+
+    def __init__(self, spent: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._spent = spent
+
+    def collect(self) -> Iterator[Metric]:
+        """As prometheus_client asks for it."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        found = {job: told for job, told in self._spent().items() if told}
+        for key, help_text in _JOB_GAUGES.items():
+            family = GaugeMetricFamily(f"fedloom_job_{key}", help_text, labels=("job",))
+            for job, told in sorted(found.items()):
+                if told.get(key) is not None:
+                    family.add_metric((job,), float(told[key]))
+            yield family
 
 
 class StatusApp:

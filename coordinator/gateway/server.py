@@ -274,7 +274,7 @@ class GatewayServer:
         return server.port
 
 
-def run_gateway(settings: GatewaySettings, hooks: Hooks) -> None:
+def run_gateway(settings: GatewaySettings, hooks: Hooks, *, metrics: Metrics | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises: GatewayError, as GatewayServer."""
 
     async def serve() -> None:
@@ -282,7 +282,7 @@ def run_gateway(settings: GatewaySettings, hooks: Hooks) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with GatewayServer(settings, hooks) as server:
+        async with GatewayServer(settings, hooks, metrics=metrics) as server:
             _log.info(
                 "gateway: port %d is open to devices, port %d to this machine",
                 server.port,

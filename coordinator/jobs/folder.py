@@ -51,6 +51,7 @@ class JobState:
     asked: tuple[str, ...] = ()
     answered: tuple[str, ...] = ()
     not_asked: Mapping[str, str] = field(default_factory=dict)  # device to reason
+    privacy: Mapping[str, Any] = field(default_factory=dict)  # as in RoundReport; {}: none
     since: float = 0.0  # seconds since 1970
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from aggregation.errors import MergeError
+from aggregation.errors import MergeError, PrivacyError
 from coordinator.deployment import Deployment
 from coordinator.errors import (
     DeploymentError,
@@ -35,6 +35,7 @@ from edge_runtime.errors import EdgeError
 from protocol.errors import ProtocolError
 from protocol.signing import public_key_hex
 from protocol.tensors import Tensors
+from reports.units import privacy_words
 from tuning.errors import TuningError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _HOPELESS: Final = (
     JournalConflictError,
     JournalFormatError,
     MergeError,
+    PrivacyError,
     ProtocolError,
     TuningError,
 )
@@ -246,8 +248,11 @@ class _Watch:
             "round %d: %d updates of %d samples in %.1f s%s", report.round, report.updates,
             report.samples, report.seconds, f"; {report.note}" if report.note else "",
         )  # fmt: skip
+        if spent := privacy_words(report.privacy):
+            _log.info("round %d: %s", report.round, spent)
         if self._asynchronous:
             self.say(round=report.round)
         else:
-            self.say(doing="asking", round=report.round, asked=(), answered=())
+            privacy = report.privacy
+            self.say(doing="asking", round=report.round, asked=(), answered=(), privacy=privacy)
         self.tick()

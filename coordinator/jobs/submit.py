@@ -19,6 +19,7 @@ from coordinator.errors import DeploymentError
 from coordinator.job import Job, dump_job
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.registry import JobEntry
+from coordinator.privacy import Privacy
 from protocol.owned_files import PARTIAL, sync_folder, write_whole
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -62,7 +63,7 @@ def submit(
     `stage` is told what takes long before it begins.
 
     Raises: DeploymentError for a name or a job that is there already; JobError, BackboneError,
-        MethodError, CompileError for what cannot be compiled.
+        MethodError, CompileError for what cannot be compiled, or kept private.
     """
     name = name or job.job.name
     if not _NAME.fullmatch(name):
@@ -70,6 +71,7 @@ def submit(
             f"name: expected up to 64 letters, digits, dots, - and _, found {name[:80]!r}"
         )
     deployment.jobs.require_new(name, job.hash())  # before minutes of compiling
+    Privacy.of(job)
     folder = JobFolder(deployment.jobs_folder / name)
     new = deployment.jobs_folder / f".{name}{PARTIAL}"
     for left in (folder.path, new):

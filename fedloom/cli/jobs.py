@@ -187,10 +187,14 @@ def _described(deployment: Deployment, entry: JobEntry) -> dict[str, Any]:
 
 def _lines(job: dict[str, Any]) -> str:
     """A job in a few lines."""
+    from reports.units import privacy_words
+
     where = f", round {job['round']} of {job['rounds']}" if job["rounds"] else ""
     lines = [f"{job['name']}: {job['doing']}{where}"]
     if job["why"]:
         lines.append(f"  {job['why']}")
+    if spent := privacy_words(job["privacy"]):
+        lines.append(f"  {spent}")
     if job["doing"] == "training":
         late = [name for name in job["asked"] if name not in job["answered"]]
         lines.append(f"  {len(job['answered'])} of {len(job['asked'])} devices have answered")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +14,7 @@ from client_sdk.memory import FolderMemory
 from client_sdk.split import respond_split
 from client_sdk.updates import sample_count
 from coordinator.flower_link import FlowerLink
+from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import Result, run_rounds
@@ -45,6 +47,15 @@ Wrap = Callable[[Serve, Manifest], Serve]
 def as_they_are(serve: Serve, manifest: Manifest) -> Serve:
     """The clients themselves."""
     return serve
+
+
+def simulated_seed(job: Job, number: int) -> bytes:
+    """The seed of a private round, so that a simulation can be repeated.
+
+    Whoever knows the job computes it: what such a run gives is like what secret seeds would give,
+    and protects nobody.
+    """
+    return hashlib.sha256(f"fedloom/simulated/{job.hash()}/{number}".encode()).digest()
 
 
 def play(
@@ -107,6 +118,7 @@ def _play(
             choose_by=choose_by,
             streamed=bodies.streamed if bodies else lambda: (0, 0),
             credentials=credentials,
+            seeds=partial(simulated_seed, setup.job),
         )
         results.append(result)
 

@@ -79,6 +79,25 @@ def test_longer_updates_are_shortened_to_the_norm(name: str) -> None:
     assert distance(one, two) < 0.02 * norm
 
 
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
+@given(own=SEEDS, shared=SEEDS, spike=st.booleans())
+def test_no_payload_reaches_farther_than_it_says(
+    name: str, own: int, shared: int, spike: bool
+) -> None:
+    codec, seeds = codec_of(name), Seeds(own=own, shared=shared)
+    update = drawn(own % 1000, 50.0)
+    if spike:
+        update = {key: np.zeros(entry.shape, "f4") for key, entry in SPEC.entries}
+        update["b"][own % 20] = 9
+    found = codec.decode(codec.encode(update, seeds=seeds), SPEC, SPEC.nbytes, seeds=seeds)
+    zeros = {key: np.zeros(entry.shape, "f4") for key, entry in SPEC.entries}
+    reach = codec.reach(SPEC)
+    assert distance(found, zeros) <= reach
+    if name.startswith("grid:16,0.5"):
+        assert reach < 0.501, "the finer the grid, the nearer to the norm"
+
+
 @pytest.mark.parametrize("name", ["grid:8,2.0", "votes:2.0,ternary"])
 def test_no_change_is_no_change(name: str) -> None:
     codec = codec_of(name)

@@ -186,3 +186,35 @@ def test_update_is_refused_when_it_exceeds_the_plans_budget() -> None:
         close_update(
             replace(WORK, plan=replace(PLAN, max_update_bytes=100)), MANIFEST, TENSORS, {}, 7
         )
+
+
+def test_an_update_is_clipped_before_it_is_encoded_where_the_plan_says_so() -> None:
+    for codec in ("float32", "one-bit"):
+        plan = replace(PLAN, clip=2.0, uplink_codec=codec)
+        header, payload = unpack_update(answer(blob_of(plan)), max_bytes=10_000)
+        delta = codec_named(codec).decode(payload, MANIFEST.trainable, MANIFEST.trainable.nbytes)
+        # 44 values of 1 have the norm 6.6: each is cut to 2/√44.
+        for tensor in delta.values():
+            np.testing.assert_allclose(tensor, 2 / np.sqrt(44), rtol=1e-6)
+        assert header.metrics == {"loss": 0.25}, (
+            "whether it was cut is told only if it is asked for"
+        )
+
+
+def test_whether_an_update_was_clipped_is_told_where_the_plan_asks_for_it() -> None:
+    for bound, unclipped in ((2.0, 0.0), (7.0, 1.0)):
+        plan = replace(PLAN, clip=bound, tells=("unclipped",))
+        header, _ = unpack_update(answer(blob_of(plan)), max_bytes=10_000)
+        assert header.metrics == {"unclipped": unclipped}
+    header, _ = unpack_update(
+        answer(blob_of(replace(PLAN, tells=("unclipped",)))), max_bytes=10_000
+    )
+    assert header.metrics == {}
+
+
+def test_an_update_that_is_short_enough_has_the_bits_that_it_has_without_clipping() -> None:
+    payloads = [
+        bytes(unpack_update(answer(blob_of(replace(PLAN, clip=x))), max_bytes=10_000)[1])
+        for x in (0.0, 7.0)
+    ]
+    assert payloads[0] == payloads[1]

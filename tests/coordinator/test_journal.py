@@ -193,9 +193,9 @@ def test_answers_are_kept_until_the_round_that_used_them_is_committed(
 def test_journal_of_the_version_before_is_refused(path: Path) -> None:
     Journal(path).close()
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 2")
+    database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(JournalFormatError, match="expected a journal of version 3, found"):
+    with pytest.raises(JournalFormatError, match="expected a journal of version 4, found"):
         Journal(path)
 
 

@@ -26,8 +26,15 @@ from coordinator.job import Job
 from coordinator.journal import Journal
 from coordinator.link import never
 from coordinator.merging import Step
+from coordinator.privacy import Privacy
+from coordinator.privacy_section import PrivacySection
 from coordinator.rounds import run_rounds
-from coordinator.sections import DataSection, RoundsSection, UpdateSection
+from coordinator.sections import (
+    AggregationSection,
+    DataSection,
+    RoundsSection,
+    UpdateSection,
+)
 from protocol.plan import unpack_plan
 from protocol.tensors import ParamSpec
 
@@ -49,6 +56,16 @@ ASYNC = Job(
     ),
     update=UpdateSection(codec="one-bit"),
 )
+PRIVATE = Job(
+    data=JOB.data,
+    rounds=JOB.rounds,
+    update=UpdateSection(codec="one-bit", metrics="", downlink="changes", downlink_codec="one-bit"),
+    aggregation=AggregationSection(weighting="uniform"),
+    privacy=PrivacySection(
+        mode="central", noise_multiplier=1.0, clip=0.5, sampling="without-replacement"
+    ),
+)
+JOBS = {"async": ASYNC, "private": PRIVATE}
 POINTS = (
     "begin before", "begin after", "plans out", "trained", "replace before", "replace after",
     "answer before", "answer after", "add before", "finish before", "finish after",
@@ -76,6 +93,15 @@ def check(found: dict[str, Any]) -> None:
     for _, clients in found["counted"]:
         assert len(clients) == len(set(clients)) == 3
     assert found["left"] == 0, "no answer outlives its round"
+
+
+def test_a_private_run_that_is_killed_is_charged_once_a_round_and_has_the_same_noise(
+    tmp_path: Path,
+) -> None:
+    found = run_script("private", len(POINTS), tmp_path, 120)
+    check(found)
+    assert found["kills"] >= len(POINTS)
+    assert found["charges"] == [[number, ""] for number in range(1, ROUNDS + 1)]
 
 
 @pytest.mark.parametrize("kind", ["points", "random"])
@@ -142,7 +168,7 @@ def play(folder: Path, job: Job = JOB) -> None:
             return answer_once(plan, outbox, answer)
 
         def exchange(self, outgoing: Any, *, closed: Any = never) -> Any:
-            if job is JOB:
+            if job is not ASYNC:
                 yield from super().exchange(outgoing, closed=closed)
                 return
             # Whoever was asked last answers first: some updates are old when they come.
@@ -171,8 +197,13 @@ def play(folder: Path, job: Job = JOB) -> None:
         )
         run_rounds(
             job, ParamSpec.of(INITIAL), INITIAL, link, journal, lambda report: None,
-            lambda tensors, offset: {},
+            lambda tensors, offset: {}, seeds=seed_of,
         )  # fmt: skip
+
+
+def seed_of(number: int) -> bytes:
+    """Secret in earnest; here runs are compared. A round's is asked for once, or is not used."""
+    return number.to_bytes(32, "little")
 
 
 def reached(point: str) -> None:
@@ -233,10 +264,10 @@ def killed(work: Callable[[], object], at: tuple[str, int] | float) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def bits(folder: Path) -> list[str]:
+def bits(folder: Path, job: Job) -> list[str]:
     """The tensors of every committed round."""
     with Journal(folder / "journal", keep_tensors=0) as journal:
-        found = [journal.tensors(JOB.hash(), number) for number in range(1, ROUNDS + 1)]
+        found = [journal.tensors(job.hash(), number) for number in range(1, ROUNDS + 1)]
     return [
         "".join(tensors[name].tobytes().hex() for name in sorted(tensors)) if tensors else ""
         for tensors in found
@@ -250,10 +281,15 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
     rng = random.Random(7)
     (folder / "undisturbed").mkdir()
     started = time.monotonic()
-    assert not killed(lambda: play(folder / "undisturbed"), ("never", 1))
+    job = JOBS.get(kind, JOB)
+    if privacy := Privacy.of(job):
+        # What children would each compute anew.
+        charges = [privacy.charge(number, {}, bytes(32)) for number in range(1, ROUNDS + 1)]
+        assert all(privacy.affords(charges[:number], number + 1) for number in range(ROUNDS))
+    undisturbed = JOB if job is ASYNC else job
+    assert not killed(lambda: play(folder / "undisturbed", undisturbed), ("never", 1))
     whole = time.monotonic() - started
     died = 0
-    job = ASYNC if kind == "async" else JOB
     while died < kills:
         place = folder / f"disturbed-{died}"
         place.mkdir()
@@ -262,7 +298,7 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
             at: tuple[str, int] | float
             if dead_here >= kills:
                 at = ("never", 1)
-            elif kind == "points" or (kind == "async" and dead_here % 3):
+            elif kind in ("points", "private") or (kind == "async" and dead_here % 3):
                 point = POINTS[dead_here % len(POINTS)]
                 at = (point, rng.randint(1, 6))
             else:
@@ -271,19 +307,22 @@ def main(kind: str, kills: int, folder: Path) -> dict[str, Any]:
                 break
             dead_here += 1
         died += dead_here
-        if job is JOB:
-            assert bits(place) == bits(folder / "undisturbed"), f"after {dead_here} kills"
+        if job is not ASYNC:
+            same = bits(place, job) == bits(folder / "undisturbed", job)
+            assert same, f"after {dead_here} kills"
     with Journal(place / "journal", keep_tensors=0) as journal:
         rows = journal._db.execute("SELECT round, client FROM updates ORDER BY round").fetchall()
         left = len(journal.kept_answers(job.hash()))
+        charged = [(one.round, one.seed.hex()) for one in journal.charges(job.hash())]
         over = place / "handed-over"
         nonces = over.read_text().split() if over.exists() else []
         lost = [nonce for nonce in nonces if not journal.counted(nonce)]
     numbers = sorted({round for round, _ in rows})
     return {
         "kills": died,
-        "bits": bits(place),
-        "undisturbed": bits(folder / "undisturbed"),
+        "bits": bits(place, undisturbed),
+        "undisturbed": bits(folder / "undisturbed", undisturbed),
+        "charges": charged,
         "counted": [[n, [client for round, client in rows if round == n]] for n in numbers],
         "left": left,
         "lost": lost,

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ class Round:
     rejections: tuple[str, ...] | int = ()
     seconds: float = 2.0
     loss: float | None = None
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Terminal(io.StringIO):
@@ -43,6 +46,21 @@ def test_plain_progress_says_each_round_in_one_line() -> None:
     assert lines[3].startswith(
         "round 2/2  accuracy 0.5000  up 2 MB  down 4 MB  10.0 clients/s  2 rejected  left 0.0 s"
     )
+
+
+def test_a_private_round_says_what_was_spent() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(stream)
+    progress.start(2, 20)
+    spent: dict[str, Any] = {
+        "epsilon": 2.31456, "budget": 8.0, "noise_multiplier": 0.9, "clip": 0.1234,
+        "unclipped": None,
+    }  # fmt: skip
+    progress.round(Round(1, 0.5, privacy=spent))
+    progress.round(Round(2, 0.5, privacy={**spent, "budget": None, "unclipped": 0.412}))
+    first, second = stream.getvalue().splitlines()[1:]
+    assert "accuracy 0.5000  epsilon 2.315 of 8  noise 0.9  clip 0.123  up" in first
+    assert "epsilon 2.315  noise 0.9  clip 0.123  unclipped 41 %" in second
 
 
 def test_rich_progress_draws_a_bar_and_gives_the_terminal_back_after_a_failure() -> None:

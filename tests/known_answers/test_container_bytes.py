@@ -55,6 +55,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
     assert json.loads(blob[10 : 10 + header_bytes]) == {
         "base_round": None,
         "client": "a",
+        "clip": 0.0,
         "downlink_codec": "float32",
         "error_feedback": False,
         "job": "00" * 32,

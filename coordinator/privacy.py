@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a private job's rounds have beside those of others: who is drawn, with what noise, and what
+it costs.
+
+All of it is known before a round begins, and is written into the journal with its beginning: the
+mechanism that is charged for, the clipping norm, and the secret seed of the draw and of the noise.
+A round that a crash interrupted is charged once and drawn once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from aggregation.errors import BudgetError, PrivacyError
+from aggregation.privacy.accountant import (
+    FixedRound,
+    Ledger,
+    Mechanism,
+    PoissonRound,
+    calibrated,
+    epsilon_of,
+)
+from aggregation.privacy.adaptive_clipping import (
+    default_count_noise,
+    next_bound,
+    noised_share,
+    update_multiplier,
+)
+from aggregation.privacy.gaussian import Noise, count_noise
+from aggregation.privacy.keystream import Keystream
+from aggregation.privacy.private_mean import PrivateMean, PrivateSum
+from coordinator.errors import Fault, JobError
+from coordinator.job import Job
+from coordinator.journal import Charge
+from coordinator.privacy_section import PrivacySection
+from protocol.plan import UNCLIPPED
+from protocol.tensors import ParamSpec
+
+_CLIP: Final = "clip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """What does not change from round to round."""
+
+    section: PrivacySection
+    mechanism: Mechanism
+    population: int  # N
+    drawn: int  # m, clients that a round expects, and divides by
+
+    @classmethod
+    def of(cls, job: Job) -> Privacy | None:
+        """A job's; None where it promises nothing. The noise is found here where it is not given.
+
+        Raises: JobError for a budget or a noise that cannot be met.
+        """
+        section = job.privacy
+        if not section.is_private:
+            return None
+        population = section.population or job.data.clients
+        drawn = job.rounds.clients_per_round or population
+        given = section.noise_multiplier or 1.0
+        mechanism: Mechanism
+        if section.sampling == "without-replacement":
+            mechanism = FixedRound(clients=population, drawn=drawn, multiplier=given)
+        else:
+            mechanism = PoissonRound(rate=drawn / population, multiplier=given)
+        try:
+            if not section.noise_multiplier:
+                found = calibrated(
+                    mechanism, job.rounds.count, epsilon=section.epsilon, delta=section.delta
+                )
+                mechanism = replace(mechanism, multiplier=found)
+            made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
+            made._check()
+        except PrivacyError as error:
+            fault = Fault(key="privacy.epsilon", value=section.epsilon, allowed=str(error))
+            raise JobError([fault]) from error
+        return made
+
+    def _check(self) -> None:
+        section, multiplier = self.section, self.mechanism.multiplier
+        if section.epsilon:
+            first = epsilon_of(self.mechanism, 1, section.delta)
+            if first > section.epsilon:
+                raise BudgetError(
+                    f"expected a budget for one round or more: with noise_multiplier = "
+                    f"{multiplier:g} the first round alone costs {first:.4g}"
+                )
+        noise = self.noise(section.clip)
+        if self.population > noise.most:
+            raise PrivacyError(f"expected at most {noise.most} clients with so little noise")
+
+    @property
+    def count_deviation(self) -> float:
+        """σ_b, of the count of unclipped updates; 0 where the norm stays."""
+        return default_count_noise(self.drawn) if self.section.clip_quantile else 0.0
+
+    def noise(self, clip: float) -> Noise:
+        """On a round's updates. Raises: PrivacyError where the count leaves none for them."""
+        multiplier = self.mechanism.multiplier
+        if self.count_deviation:
+            multiplier = update_multiplier(multiplier, self.count_deviation)
+        return Noise(clip=clip, multiplier=multiplier)
+
+    def clip(self, memory: Mapping[str, np.ndarray]) -> float:
+        """C of the next round, by what the last one left."""
+        return float(memory[_CLIP]) if _CLIP in memory else self.section.clip
+
+    def charge(self, number: int, memory: Mapping[str, np.ndarray], seed: bytes) -> Charge:
+        """What a round is going to release."""
+        return Charge(round=number, mechanism=self.mechanism, clip=self.clip(memory), seed=seed)
+
+    def ledger(self, charges: Sequence[Charge]) -> Ledger:
+        """What has been charged so far."""
+        return Ledger(
+            delta=self.section.delta,
+            budget=self.section.epsilon or math.inf,
+            charges=tuple((one.round, one.mechanism) for one in charges),
+        )
+
+    def affords(self, charges: Sequence[Charge], number: int) -> bool:
+        """Whether the budget covers a round beside what was charged."""
+        try:
+            self.ledger(charges).charge(number, self.mechanism)
+        except BudgetError:
+            return False
+        return True
+
+    @property
+    def needs(self) -> int:
+        """Clients that must be enrolled, here or not, for a draw to be what is accounted for.
+
+        Each of fewer clients would be drawn more often; who takes part by itself does not care.
+        """
+        return self.population if isinstance(self.mechanism, FixedRound) else 0
+
+    def draw(self, names: Sequence[str], seed: bytes) -> list[str]:
+        """The clients of a round, sorted, of all that are enrolled, whether they can take part."""
+        known = sorted(names)
+        stream = Keystream(seed, "cohort")
+        match self.section.sampling:
+            case "all":
+                return known
+            case "poisson":
+                return [name for name in known if stream.below(self.population) < self.drawn]
+            case _:
+                if len(known) < self.needs:
+                    raise PrivacyError(
+                        f"expected {self.needs} enrolled clients to draw {self.drawn} of, found "
+                        f"{len(known)}: each would be drawn more often than is accounted for"
+                    )
+                # Fisher and Yates' shuffle, as far as it is needed.
+                for place in range(self.drawn):
+                    other = place + stream.below(len(known) - place)
+                    known[place], known[other] = known[other], known[place]
+                return sorted(known[: self.drawn])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateRound:
+    """One round of a private job, charged for."""
+
+    privacy: Privacy
+    charge: Charge
+
+    def merger(self, shared: ParamSpec) -> PrivateMean:
+        """Sums and noises the round's updates."""
+        return PrivateMean(
+            noise=self.privacy.noise(self.charge.clip),
+            expected=float(self.privacy.drawn),
+            shared=shared,
+            seed=self.charge.seed,
+        )
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """Metrics that clients tell for the sake of the clipping norm."""
+        return (UNCLIPPED,) if self.privacy.count_deviation else ()
+
+    def fault(self, metrics: Mapping[str, float]) -> str:
+        """What is wrong with them; "" where nothing is."""
+        if self.tells and metrics.get(UNCLIPPED) not in (0.0, 1.0):
+            return f"update: expected {UNCLIPPED} to be 0 or 1, found {metrics.get(UNCLIPPED)}"
+        return ""
+
+    def unclipped_share(self, state: PrivateSum, unclipped: int) -> float | None:
+        """b̃, the noised share of updates that were not clipped; None where it is not released."""
+        deviation = self.privacy.count_deviation
+        if not deviation:
+            return None
+        # Of another count or sum it is another draw, as the noise on updates is.
+        use = f"count/{unclipped}/{state.count}/{state.digest()}"
+        drawn = count_noise(deviation, self.charge.seed, use)
+        return noised_share(unclipped, state.count, drawn, expected=float(self.privacy.drawn))
+
+    def remembered(self, share: float | None) -> dict[str, np.ndarray]:
+        """What the next round has to know."""
+        if share is None:
+            return {}
+        section = self.privacy.section
+        clip = next_bound(
+            self.charge.clip, share, quantile=section.clip_quantile, rate=section.clip_rate
+        )
+        return {_CLIP: np.array(clip)}
+
+    def report(self, charges: Sequence[Charge], share: float | None) -> dict[str, Any]:
+        """What the round's report says of it."""
+        ledger = self.privacy.ledger(charges)
+        spent, budget = ledger.spent, self.privacy.section.epsilon
+        return {
+            "epsilon": spent.epsilon,
+            "epsilon_rdp": spent.rdp,
+            "delta": ledger.delta,
+            "budget": budget or None,
+            "left": ledger.left if budget else None,
+            "neighbours": spent.neighbours,
+            "noise_multiplier": self.privacy.mechanism.multiplier,
+            "clip": self.charge.clip,
+            "unclipped": share,
+        }
