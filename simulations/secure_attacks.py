@@ -25,10 +25,12 @@ from aggregation.secure_aggregation.messages import (
     PeerKey,
     PeerKeys,
     PeerShares,
+    SealedShares,
     Survivors,
     decode,
     encode,
     keys_statement,
+    survivors_statement,
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
 from aggregation.secure_aggregation.server import Outgoing
@@ -401,6 +403,49 @@ def consents_of_another_list() -> Scene:
     return Scene(room=room, context=context, lied_to=(VICTIM,))
 
 
+def evidence_for_another_list() -> Scene:
+    """All sign the whole list; the evidence then is of one without the peer."""
+    room, context = _fresh()
+    _, lists = _until(room, context, Stage.CONSENTS)
+    others = tuple(name for name in context.names if name != PEER)
+    signed = {name: _signature(room.tell(name, lists[name])) for name in others}
+    for name in others:
+        room.tell(name, _evidence(context, name, signed, [PEER]))
+    return Scene(room=room, context=context, lied_to=others)
+
+
+def signatures_of_the_dead() -> Scene:
+    """Makes up the number with a client that helps the server, and is not on the list itself."""
+    room, context = _fresh()
+    _until(room, context, Stage.CONSENTS)
+    others = tuple(name for name in context.names if name != PEER)
+    signed = {name: _signature(room.tell(name, _list(context, [PEER]))) for name in others}
+    del signed[others[-1]]
+    statement = survivors_statement(context.digest(), _listed(context, [PEER]))
+    signed[PEER] = room.devices[PEER].sign(statement)
+    for name in others[:-1]:
+        room.tell(name, _evidence(context, name, signed, [PEER]))
+    return Scene(room=room, context=context, lied_to=others[:-1])
+
+
+def shares_of_a_peer_without_keys() -> Scene:
+    """Withholds the peer's keys, and later shows what it has sealed."""
+    room, context = _fresh()
+    state, out = _until(room, context, Stage.SHARES)
+    gone = context.names.index(PEER)
+    parsed = decode(out[VICTIM])
+    assert isinstance(parsed, PeerKeys)
+    kept = tuple(key for key in parsed.keys if key.peer != gone)
+    answer = room.tell(VICTIM, encode(replace(parsed, keys=kept)))
+    assert isinstance(answer, bytes), answer
+    own = decode(answer)
+    assert isinstance(own, SealedShares)
+    (_, box), *_ = own.sealed
+    sealed = tuple((place, box) for place in range(len(context.names)) if place)
+    room.tell(VICTIM, encode(PeerShares(attempt=state.attempt, sealed=sealed)))
+    return Scene(room=room, context=context, lied_to=(VICTIM,))
+
+
 def masks_of_too_few_peers() -> Scene:
     """Withholds most neighbours' shares, so that hardly a mask would stand between."""
     room, context = _fresh()
@@ -456,6 +501,9 @@ SCRIPTS: Final[Mapping[Script, Reason]] = {
     too_few_neighbours_survive: Reason.TOO_FEW_PEERS,
     forged_consents: Reason.FORGED_CONSENT,
     consents_of_another_list: Reason.FORGED_CONSENT,
+    evidence_for_another_list: Reason.CONTRADICTION,
+    signatures_of_the_dead: Reason.UNKNOWN_CLIENT,
+    shares_of_a_peer_without_keys: Reason.UNKNOWN_CLIENT,
     masks_of_too_few_peers: Reason.TOO_FEW_PEERS,
     second_vector_under_other_masks: Reason.CONTRADICTION,
     key_that_agrees_with_everybody: Reason.WEAK_KEY,

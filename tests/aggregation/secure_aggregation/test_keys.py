@@ -57,6 +57,8 @@ def test_pairs_agree_and_their_mask_has_no_direction():
     assert keys.pair_mask_key(agreed, attempt=ATTEMPT, one="b", other="a") == keys.pair_mask_key(
         agreed, attempt=ATTEMPT, one="a", other="b"
     )
+    assert len({keys.pair_mask_key(agreed, attempt=ATTEMPT, one="a", other=o) for o in "bcd"}) == 3
+    assert len({keys.self_mask_key(agreed, attempt=ATTEMPT, name=name) for name in "abc"}) == 3
 
 
 def test_secrets_are_not_printed():

@@ -24,7 +24,7 @@ from aggregation.secure_aggregation.context import Terms
 from aggregation.secure_aggregation.messages import Evidence, Reveal, Survivors, decode, encode
 from aggregation.secure_aggregation.outcomes import Aborted, Reason, Refusal
 from aggregation.secure_aggregation.server_state import SecureSum, Stage
-from simulations.secure_attacks import SCRIPTS, judge
+from simulations.secure_attacks import SCRIPTS, judge, threshold_of_half
 from simulations.secure_rounds import (
     Learned,
     attempt_with,
@@ -167,6 +167,21 @@ def test_a_server_that_lies_at_random_learns_one_large_sum_at_most(shape, seed, 
     event(f"{len(found.sums)} sums, {'complete' if complete else 'ring'}")
 
 
+def test_a_threshold_of_half_is_refused_for_what_it_is():
+    refusals = judge(threshold_of_half, Reason.WEAK_TERMS).refusals
+    assert {r.detail for r in refusals.values()} == {
+        "a threshold of 2 is half of 5 holders or less: both secrets of a client could be put "
+        "together"
+    }
+
+
+def test_too_few_consents_end_the_attempt_before_anybody_reveals():
+    room, context = attempt_with(5, values=5, bits=8, terms=Terms(), rng=rng_of(0))
+    played = play(room, context, lost=dict.fromkeys(context.names[:2], Stage.CONSENTS))
+    assert isinstance(played.outcome, Aborted) and "signed the list" in played.outcome.detail
+    assert not any(isinstance(decode(answer), Reveal) for _, answer in room.heard)
+
+
 def test_careless_clients_would_be_found_out():
     """The checker sees a breach where there is one: here all holders give both of their shares."""
     room, context = attempt_with(4, values=5, bits=8, terms=Terms(), rng=rng_of(0))
@@ -189,34 +204,40 @@ def test_careless_clients_would_be_found_out():
     assert set(found.sums) == {frozenset({name}) for name in context.names}
 
 
-def test_one_false_holder_is_got_by_without():
-    room, context = attempt_with(5, values=5, bits=8, terms=Terms(), rng=rng_of(0))
-    played, liar = _with_false_shares(room, context, liars=1)
-    assert isinstance(played, SecureSum) and liar
+@pytest.mark.parametrize("kind", ["seeds", "mask_keys"])
+def test_one_false_holder_is_got_by_without(kind):
+    room, context = attempt_with(7, values=5, bits=8, terms=Terms(), rng=rng_of(0))
+    played = _with_false_shares(room, context, kind, liars=1)
+    assert isinstance(played, SecureSum) and len(played.members) == 6
     np.testing.assert_array_equal(played.values, plain_sum(room.vectors, played.members, 8))
 
 
-def test_false_shares_that_nobody_can_mend_are_named():
-    room, context = attempt_with(5, values=5, bits=8, terms=Terms(), rng=rng_of(0))
-    played, _ = _with_false_shares(room, context, liars=3)
+@pytest.mark.parametrize("kind", ["seeds", "mask_keys"])
+def test_false_shares_that_nobody_can_mend_are_named(kind):
+    room, context = attempt_with(7, values=5, bits=8, terms=Terms(), rng=rng_of(0))
+    played = _with_false_shares(room, context, kind, liars=5)
     assert isinstance(played, Aborted) and played.reason is Reason.FALSE_SHARES
-    assert played.names and played.names[0] in context.names
+    expected = context.names[-1] if kind == "mask_keys" else context.names[0]
+    assert played.names == (expected,) and expected in played.detail
 
 
-def _with_false_shares(room, context, *, liars):
+def _with_false_shares(room, context, kind, *, liars):
+    """The last client is lost before its vector; of the others the first ones lie."""
     state, out = server.open_attempt(context)
     while True:
         for name, message in out.items():
+            if name == context.names[-1] and state.stage is Stage.VECTORS:
+                continue
             answer = room.tell(name, message)
             if state.stage is Stage.REVEALS and name in context.names[:liars]:
                 parsed = decode(answer)
-                false = tuple((owner, share ^ 1) for owner, share in parsed.seeds)
-                answer = encode(replace(parsed, seeds=false))
+                false = tuple((owner, share ^ 1) for owner, share in getattr(parsed, kind))
+                answer = encode(replace(parsed, **{kind: false}))
             state, fault = server.receive(state, name, answer, room.members.verify)
             assert fault is None
         state, result = server.close_stage(state)
         if isinstance(result, SecureSum | Aborted):
-            return result, context.names[:liars]
+            return result
         out = result
 
 

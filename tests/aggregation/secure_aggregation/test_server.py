@@ -12,6 +12,7 @@ from aggregation.secure_aggregation import server
 from aggregation.secure_aggregation.context import Terms
 from aggregation.secure_aggregation.messages import (
     Advertisement,
+    Consent,
     MaskedInput,
     Reveal,
     SealedShares,
@@ -77,6 +78,10 @@ def weak_key(answer, room, context):
     )
 
 
+def consent_to_nothing(answer, room, context):
+    return encode(replace(parsed(answer, Consent), signature=bytes(32)))
+
+
 def shares_for_some(answer, room, context):
     message = parsed(answer, SealedShares)
     return encode(replace(message, sealed=message.sealed[1:]))
@@ -128,6 +133,7 @@ def cut(answer, room, context):
         (short_vector, Stage.VECTORS, Reason.MALFORMED),
         (unused_bits, Stage.VECTORS, Reason.MALFORMED),
         (noise, Stage.CONSENTS, Reason.MALFORMED),
+        (consent_to_nothing, Stage.CONSENTS, Reason.FORGED_CONSENT),
         (noise, Stage.REVEALS, Reason.MALFORMED),
         (seed_of_a_stranger, Stage.REVEALS, Reason.MALFORMED),
         (mask_key_of_a_survivor, Stage.REVEALS, Reason.MALFORMED),
