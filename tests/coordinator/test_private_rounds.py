@@ -27,6 +27,7 @@ from coordinator.privacy_section import PrivacySection
 from coordinator.reports import RoundReport
 from coordinator.rounds import run_rounds
 from coordinator.sections import AggregationSection, DataSection, RoundsSection, UpdateSection
+from protocol.factors import FactorPair
 from protocol.plan import unpack_plan
 from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
@@ -305,6 +306,26 @@ def test_samples_of_a_fixed_size_wait_for_every_client_that_is_counted_on(
     assert reports[0].privacy["neighbours"] == "replace one"
     with pytest.raises(NoClientsError, match="expected at least 20 clients"):
         play(job, make_link(job, CLIENTS[:19]), initial, tmp_path / "b")
+
+
+def test_a_factor_that_is_not_trained_has_no_noise(make_link: MakeLink, tmp_path: Path) -> None:
+    job = job_of(count=2)
+    job = replace(job, aggregation=replace(job.aggregation, factors="up"))
+    pair = FactorPair(down="a", up="b", scale=1.0)
+    start: Tensors = {
+        "a": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4),
+        "b": np.zeros((3, 2), np.float32),
+    }
+    reports: list[RoundReport] = []
+    with Journal(tmp_path / "j") as journal:
+        result = run_rounds(
+            job, ParamSpec.of(start), start,
+            make_link(job, CLIENTS, initial=start, pairs=(pair,)), journal, reports.append,
+            lambda tensors, offset: {}, seeds=seeded, pairs=(pair,),
+        )  # fmt: skip
+    assert result.tensors["a"].tobytes() == start["a"].tobytes()
+    assert (result.tensors["b"] != 0).all()
+    assert reports[-1].updates == reports[-1].clients > 0
 
 
 # Crashes

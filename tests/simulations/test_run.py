@@ -57,6 +57,8 @@ def test_summary_has_the_figures_of_the_run(finished: Any) -> None:
     assert summary["method"] == "lora" and summary["backbone"] == "tiny-vit"
     assert summary["dataset"] == "digits" and summary["rounds"] == 4
     assert summary["job"] == job.hash()
+    assert summary["privacy"] == {}
+    assert "ifferential privacy" not in (out / "report.html").read_text()
     assert summary["rejections"] == 0 and summary["rejection_reasons"] == {}
     assert 0 <= summary["accuracy"] <= 1
     assert summary["clients"] == len(summary["per_client"])
