@@ -6,8 +6,10 @@ kept with this client's memory, its answer to the plan is without it, and the me
 `aggregation.secure_aggregation` follow. A process may end between any two of them: the state of the
 one attempt that a job is in is stored before an answer leaves.
 
-A round may be attempted again, with fresh keys, as long as nothing of it was opened: two sums of
-the same update over different clients would differ by what single clients sent.
+A round may be attempted again, with fresh keys, by clients that have opened nothing of it: two sums
+of the same update over different clients would differ by what single clients sent. What a server
+can still do is to open one attempt with the help of some clients and another of the rest: two sums
+over different clients, each of as many as the job and the threshold ask for.
 """
 
 from __future__ import annotations
