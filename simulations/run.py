@@ -126,7 +126,7 @@ def _summary(
     setup: Setup, reports: Sequence[RoundReport], *, wall_seconds: float
 ) -> dict[str, Any]:
     job = setup.job
-    merged = sum(report.samples for report in reports)
+    merged = _merged_samples(setup, reports)
     played = Played(
         dataset=setup.dataset.name,
         class_names=setup.dataset.class_names,
@@ -152,6 +152,16 @@ def _privacy_notes(job: Job) -> list[str]:
         "privacy: a simulation draws clients and noise from the job's seed, so that it can be "
         "repeated; the guarantee is that of the same job with secret seeds, as deployments have"
     ]
+
+
+def _merged_samples(setup: Setup, reports: Sequence[RoundReport]) -> int:
+    """Of all updates together; of clients that do not tell, as many as a client has on average."""
+    job, clients = setup.job, setup.federation.clients
+    if not job.privacy.secure_aggregation or "samples" in job.update.told:
+        return sum(report.samples for report in reports)
+    updates = sum(report.updates for report in reports)
+    samples = sum(len(client.fit["labels"]) for client in clients)
+    return round(updates * samples / max(len(clients), 1))
 
 
 def _per_client(setup: Setup, reports: Sequence[RoundReport]) -> list[dict[str, Any]]:

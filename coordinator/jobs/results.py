@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.bundles import recipe_of
 from coordinator.fold import fold_tensors
@@ -25,6 +25,11 @@ from reports.report import write_report
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_UNTOLD: Final = (
+    "devices do not say how many samples they have: operations and samples are counted as of one "
+    'each; update.metrics = "samples" lets them tell'
+)
 
 
 def write_results(
@@ -90,9 +95,14 @@ def _summary(
         client_flops=round(sum(_flops(job, costs, n) for each in merged.values() for n in each)),
         passed_samples=sum(_passed(job, n) for each in merged.values() for n in each),
         per_client=[_described(name, merged, last) for name in names],
+        notes=[_UNTOLD] if job.privacy.secure_aggregation and not _tells_samples(job) else [],
     )
     found = summary_of(job, reports, played, wall_seconds=time.time() - entry.submitted)
     return found | {"name": entry.name}
+
+
+def _tells_samples(job: Job) -> bool:
+    return "samples" in job.update.told
 
 
 def _described(
