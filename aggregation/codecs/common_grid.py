@@ -65,6 +65,10 @@ class SumCodec(Codec, Protocol):
         """Integers of an update of this spec."""
         ...
 
+    def step(self, spec: ParamSpec) -> float:
+        """Between two neighbours on the grid, in what is decoded."""
+        ...
+
     def reach(self, spec: ParamSpec) -> float:
         """The largest norm that what `encode` wrote may decode to: above the codec's own, since
         values are rounded. A client's influence on a sum is that."""
@@ -121,6 +125,11 @@ class CommonGrid:
     def length(self, spec: ParamSpec) -> int:
         """See `SumCodec.length`."""
         return survivors(self.density, spec.size)
+
+    def step(self, spec: ParamSpec) -> float:
+        """See `SumCodec.step`."""
+        ends = self.from_grid(np.array([0, 1], np.float32))
+        return float(ends[1] - ends[0]) * self.unit(spec)
 
     def reach(self, spec: ParamSpec) -> float:
         """See `SumCodec.reach`."""

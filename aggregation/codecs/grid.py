@@ -61,8 +61,7 @@ class Grid(CommonGrid):
 
     def reach(self, spec: ParamSpec) -> float:
         """C and a step for each value."""
-        step = 2 * RANGE / self.levels * self.unit(spec)
-        return (self.norm + step * math.sqrt(self.length(spec))) * (1 + ROUNDING)
+        return (self.norm + self.step(spec) * math.sqrt(self.length(spec))) * (1 + ROUNDING)
 
     def to_grid(self, values: np.ndarray, seeds: Seeds) -> np.ndarray:
         """Rounded by `seeds.own`."""

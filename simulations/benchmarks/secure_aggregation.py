@@ -20,6 +20,7 @@ from aggregation.secure_aggregation.server_state import SecureSum, Stage
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.flower_masks import mask_vs_flower
 from simulations.benchmarks.runs import labelled
+from simulations.benchmarks.secure_job import secure_job_gap
 from simulations.progress import ProgressListener
 from simulations.secure_attacks import SCRIPTS, judge
 from simulations.secure_rounds import (
@@ -57,6 +58,7 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
     found.append(unmask_figure(measured))
     progress.stage("secure sums: masks")
     found += mask_vs_flower(values=values, bits=UPDATE_BITS)
+    found.append(secure_job_gap(progress))
     return labelled(found) if quick else found
 
 
