@@ -10,8 +10,8 @@ checked against the public key that was advertised, seeds against the commitment
 secret do not open it, others of its holders are tried, which gets by without one false holder
 where there is one to spare.
 
-*Cost* n + |D|·k masks, and as many reconstructions as there are clients, with the coefficients of a
-set of holders worked out once; two vectors beside the running sum.
+*Cost* at most n + |D|·k masks, and as many reconstructions as there are clients, with the
+coefficients of a set of holders worked out once; two vectors beside the running sum.
 """
 
 from __future__ import annotations
