@@ -140,6 +140,16 @@ class Privacy:
         """
         return self.population if isinstance(self.mechanism, FixedRound) else 0
 
+    def miscounted(self, known: int) -> str:
+        """What follows where another number of clients is enrolled than the job counts on."""
+        if known == self.population:
+            return ""
+        return (
+            f"the job counts on {self.population} clients (privacy.population), {known} are "
+            f"enrolled: the guarantee holds, and steps are {known / self.population:.2g} times as "
+            "long as the mean of updates"
+        )
+
     def draw(self, names: Sequence[str], seed: bytes) -> list[str]:
         """The clients of a round, sorted, of all that are enrolled, whether they can take part."""
         known = sorted(names)

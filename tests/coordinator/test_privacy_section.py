@@ -61,6 +61,7 @@ def test_a_private_job_is_read_and_written_whole() -> None:
         ("training.scaffold=true", "a second release"),
         ("method.name=sfprompt", "hidden states"),
         ("rounds.clients_per_round=0", "above 0"),
+        ("privacy.delta=0.05", "less than 1/20"),
         ("privacy.population=4", "expected at least rounds.clients_per_round = 5"),
     ],
 )
