@@ -76,25 +76,30 @@ class Privacy:
                     mechanism, job.rounds.count, epsilon=section.epsilon, delta=section.delta
                 )
                 mechanism = replace(mechanism, multiplier=found)
-            made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
-            made._check()
         except PrivacyError as error:
-            fault = Fault(key="privacy.epsilon", value=section.epsilon, allowed=str(error))
-            raise JobError([fault]) from error
+            raise _job_error("epsilon", section.epsilon, str(error)) from error
+        made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
+        made._check()
         return made
 
     def _check(self) -> None:
         section, multiplier = self.section, self.mechanism.multiplier
-        if section.epsilon:
-            first = epsilon_of(self.mechanism, 1, section.delta)
-            if first > section.epsilon:
-                raise BudgetError(
-                    f"expected a budget for one round or more: with noise_multiplier = "
-                    f"{multiplier:g} the first round alone costs {first:.4g}"
-                )
-        noise = self.noise(section.clip)
+        try:
+            noise = self.noise(section.clip)
+        except PrivacyError as error:
+            if section.clip_quantile:
+                raise _job_error("clip_quantile", section.clip_quantile, str(error)) from error
+            raise _job_error("noise_multiplier", multiplier, str(error)) from error
         if self.population > noise.most:
-            raise PrivacyError(f"expected at most {noise.most} clients with so little noise")
+            words = f"expected more noise, or at most {noise.most} clients, to sum their updates"
+            raise _job_error("noise_multiplier", multiplier, words)
+        first = epsilon_of(self.mechanism, 1, section.delta)
+        if section.epsilon and first > section.epsilon:
+            words = (
+                f"expected a budget for one round or more: with noise_multiplier = {multiplier:g} "
+                f"the first round alone costs {first:.4g}"
+            )
+            raise _job_error("epsilon", section.epsilon, words)
 
     @property
     def count_deviation(self) -> float:
@@ -170,6 +175,10 @@ class Privacy:
                     other = place + stream.below(len(known) - place)
                     known[place], known[other] = known[other], known[place]
                 return sorted(known[: self.drawn])
+
+
+def _job_error(key: str, value: float, allowed: str) -> JobError:
+    return JobError([Fault(key=f"privacy.{key}", value=value, allowed=allowed)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
