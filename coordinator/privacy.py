@@ -234,7 +234,8 @@ class PrivateRound:
         spent, budget = ledger.spent, self.privacy.section.epsilon
         return {
             "epsilon": spent.epsilon,
-            "epsilon_rdp": spent.rdp,
+            # Of next to no noise Rényi accounting may have no bound, and JSON no infinity.
+            "epsilon_rdp": spent.rdp if math.isfinite(spent.rdp) else None,
             "delta": ledger.delta,
             "budget": budget or None,
             "left": ledger.left if budget else None,

@@ -35,7 +35,7 @@ class PrivacySection:
     delta: float = key(
         1e-5,
         "chance that the guarantee allows itself; below one in the number of clients, better well",
-        above=0,
+        low=1e-10,  # loss distributions are cut off where less than 1e-15 is left of them
         below=1,
     )
     noise_multiplier: float = key(

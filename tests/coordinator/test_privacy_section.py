@@ -102,6 +102,7 @@ def test_the_same_keys_are_free_where_nothing_is_promised() -> None:
         (["privacy.mode=local"], "privacy.mode"),
         (["privacy.secure_aggregation=true"], "privacy.secure_aggregation"),
         (["privacy.delta=0"], "privacy.delta"),
+        (["privacy.delta=1e-11"], "privacy.delta"),
         (["privacy.delta=1"], "privacy.delta"),
         (["privacy.clip=0"], "privacy.clip"),
         (["privacy.clip_quantile=1"], "privacy.clip_quantile"),
