@@ -76,25 +76,30 @@ class Privacy:
                     mechanism, job.rounds.count, epsilon=section.epsilon, delta=section.delta
                 )
                 mechanism = replace(mechanism, multiplier=found)
-            made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
-            made._check()
         except PrivacyError as error:
-            fault = Fault(key="privacy.epsilon", value=section.epsilon, allowed=str(error))
-            raise JobError([fault]) from error
+            raise _job_error("epsilon", section.epsilon, str(error)) from error
+        made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
+        made._check()
         return made
 
     def _check(self) -> None:
         section, multiplier = self.section, self.mechanism.multiplier
-        if section.epsilon:
-            first = epsilon_of(self.mechanism, 1, section.delta)
-            if first > section.epsilon:
-                raise BudgetError(
-                    f"expected a budget for one round or more: with noise_multiplier = "
-                    f"{multiplier:g} the first round alone costs {first:.4g}"
-                )
-        noise = self.noise(section.clip)
+        try:
+            noise = self.noise(section.clip)
+        except PrivacyError as error:
+            if section.clip_quantile:
+                raise _job_error("clip_quantile", section.clip_quantile, str(error)) from error
+            raise _job_error("noise_multiplier", multiplier, str(error)) from error
         if self.population > noise.most:
-            raise PrivacyError(f"expected at most {noise.most} clients with so little noise")
+            words = f"expected more noise, or at most {noise.most} clients, to sum their updates"
+            raise _job_error("noise_multiplier", multiplier, words)
+        first = epsilon_of(self.mechanism, 1, section.delta)
+        if section.epsilon and first > section.epsilon:
+            words = (
+                f"expected a budget for one round or more: with noise_multiplier = {multiplier:g} "
+                f"the first round alone costs {first:.4g}"
+            )
+            raise _job_error("epsilon", section.epsilon, words)
 
     @property
     def count_deviation(self) -> float:
@@ -140,6 +145,16 @@ class Privacy:
         """
         return self.population if isinstance(self.mechanism, FixedRound) else 0
 
+    def miscounted(self, known: int) -> str:
+        """What follows where another number of clients is enrolled than the job counts on."""
+        if known == self.population:
+            return ""
+        return (
+            f"the job counts on {self.population} clients (privacy.population), {known} are "
+            f"enrolled: the guarantee holds, and steps are {known / self.population:.2g} times as "
+            "long as the mean of updates"
+        )
+
     def draw(self, names: Sequence[str], seed: bytes) -> list[str]:
         """The clients of a round, sorted, of all that are enrolled, whether they can take part."""
         known = sorted(names)
@@ -160,6 +175,10 @@ class Privacy:
                     other = place + stream.below(len(known) - place)
                     known[place], known[other] = known[other], known[place]
                 return sorted(known[: self.drawn])
+
+
+def _job_error(key: str, value: float, allowed: str) -> JobError:
+    return JobError([Fault(key=f"privacy.{key}", value=value, allowed=allowed)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +234,8 @@ class PrivateRound:
         spent, budget = ledger.spent, self.privacy.section.epsilon
         return {
             "epsilon": spent.epsilon,
-            "epsilon_rdp": spent.rdp,
+            # Of next to no noise Rényi accounting may have no bound, and JSON no infinity.
+            "epsilon_rdp": spent.rdp if math.isfinite(spent.rdp) else None,
             "delta": ledger.delta,
             "budget": budget or None,
             "left": ledger.left if budget else None,

@@ -35,8 +35,8 @@ class PrivacySection:
     )
     delta: float = key(
         1e-5,
-        "chance that the guarantee allows itself; well below one in the number of clients",
-        above=0,
+        "chance that the guarantee allows itself; below one in the number of clients, better well",
+        low=1e-10,  # loss distributions are cut off where less than 1e-15 is left of them
         below=1,
     )
     noise_multiplier: float = key(
@@ -129,6 +129,12 @@ def privacy_faults(job: Job) -> list[Fault]:
 def _sampling_faults(job: Job) -> Iterator[Fault]:
     privacy, drawn = job.privacy, job.rounds.clients_per_round
     population = privacy.population or job.data.clients
+    if privacy.delta * population >= 1:
+        words = (
+            f"expected less than 1/{population}, one in the number of clients: delta is a chance "
+            "that nothing is promised about, and would cover publishing one of them whole"
+        )
+        yield Fault(key="privacy.delta", value=privacy.delta, allowed=words)
     if privacy.sampling == "all":
         if drawn:
             words = 'expected 0 with privacy.sampling = "all", or another way of sampling'

@@ -192,6 +192,8 @@ def _play_round(run: Run, number: int, state: State) -> State:
     if private is not None:
         charges = run.journal.charges(run.hash)
         told = private.report(charges, step.unclipped)
+        if number == 1 and (strange := private.privacy.miscounted(start.known)):
+            notes.append(strange)
         if not last and not private.privacy.affords(charges, number + 1):
             last = True
             notes.append(

@@ -43,6 +43,7 @@ _EXTRAS = {
     "transformers": "simulation",
     "peft": "simulation",
     "onnx": "simulation",
+    "dp_accounting": "simulation",
     "onnxscript": "simulation",
     "sklearn": "simulation",
     "PIL": "simulation",

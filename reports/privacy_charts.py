@@ -26,11 +26,13 @@ def guarantee(privacy: Mapping[str, Any]) -> str:
         "add or remove one": "takes part or not",
         "replace one": "holds these samples or any others",
     }[str(privacy["neighbours"])]
+    rdp = privacy.get("epsilon_rdp")
+    check = "none" if rdp is None else f"{rdp:.3f}"
     budget = f" of a budget of {privacy['budget']:g}" if privacy.get("budget") else ""
     return (
         f"Differential privacy of clients: epsilon = {privacy['epsilon']:.3f}{budget} at delta = "
         f"{privacy['delta']:g}, by privacy loss distributions (Rényi accounting, as a cross-check: "
-        f"{privacy['epsilon_rdp']:.3f}). Whether any one client {neighbours} hardly changes what "
+        f"{check}). Whether any one client {neighbours} hardly changes what "
         f"may come out. Noise multiplier {privacy['noise_multiplier']:g}, sampling "
         f"{privacy['sampling']}. The result is covered; this report names clients, and is for the "
         "operator."

@@ -64,6 +64,8 @@ LAZY = {
     "matplotlib",
     "PIL",
     "ray",
+    "scipy",
+    "dp_accounting",
 }
 # These exist to use the library, and are imported lazily themselves.
 LAZY_EXCEPTIONS = ("tuning/", "simulations/backends/", "simulations/pretraining/")

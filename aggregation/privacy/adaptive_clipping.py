@@ -13,7 +13,8 @@ Clipping", NeurIPS 2021 (arXiv 1905.03871), algorithm 1 and its theorem on split
 γ = 0.5, η_C = 0.2, σ_b = m/20 and C₀ = 0.1 are its defaults.
 *What the split rests on* A client moves Σ(b_i - ½) by ½, and Σb_i by 1: only the first goes with
 (2σ_b)⁻². Beside Σ Δ_i/C, which it moves by 1, one release of both is one Gaussian of multiplier z.
-A client that should have taken part and did not counts as ½, towards neither side.
+A client that should have taken part and did not counts as ½, towards neither side. Where a client
+is replaced both move twice as far, and are one Gaussian of z/2.
 *Cost* none to speak of.
 """
 

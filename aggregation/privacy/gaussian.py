@@ -14,8 +14,9 @@ noise is the discrete Gaussian of (zC/g)². Why:
 - Noise in floating point has holes, by which releases can be told apart (Mironov, CCS 2012).
 - For a shift by whole steps, E[(P/Q)^k] of the discrete Gaussian is that of the Gaussian for every
   whole k: Rényi accounting at whole orders holds to the letter, sampled or not. Accounting by
-  privacy loss distributions is that of the Gaussian, which the discrete one follows as closely as
-  its steps are fine (δ to about σ⁻² in steps, here 2⁻⁶⁴).
+  privacy loss distributions is that of the Gaussian. The discrete one follows it as closely as its
+  steps are fine: on a line, where the tests compute both, δ differs by less than 0.04 σ⁻² with σ in
+  steps, which is 2⁻⁶⁸ here.
 What the grid costs: each client's values lose less than 2⁻³² of σ.
 
 *Cost* adding an update: two passes. Noise: one million values in about a second.

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation.privacy import FixedRound, PoissonRound
 from coordinator.errors import JournalConflictError, JournalFormatError
-from coordinator.journal import Journal, Kept, Start, UpdateEntry
+from coordinator.journal import Charge, Journal, Kept, Start, UpdateEntry
 from protocol.rejection import Rejection, RejectionCode
 
 JOB = "ab" * 32
@@ -216,3 +217,43 @@ def test_a_new_journal_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
         for number in range(15):
             path = tmp_path / f"{number}.sqlite"
             assert list(pool.map(opened, [path] * readers)) == [0] * readers
+
+
+def charge_of(number: int, **changes: Any) -> Charge:
+    settings: dict[str, Any] = {
+        "mechanism": PoissonRound(rate=0.1, multiplier=1.25), "clip": 0.3, "seed": bytes(range(32)),
+    }  # fmt: skip
+    return Charge(round=number, **{**settings, **changes})
+
+
+def test_a_charge_is_written_with_its_rounds_beginning_and_its_seed_erased_with_its_end(
+    path: Path, initial: Any
+) -> None:
+    fixed = FixedRound(clients=9, drawn=3, multiplier=2.0)
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        journal.begin_round(JOB, 1, {}, 9, charge=charge_of(1))
+        commit(journal, 1)
+        journal.begin_round(JOB, 2, {}, 9, charge=charge_of(2, mechanism=fixed))
+    with Journal(path) as journal:
+        assert journal.charges(JOB) == [
+            charge_of(1, seed=b""), charge_of(2, mechanism=fixed)
+        ]  # fmt: skip
+        assert journal.charges("cd" * 32) == []
+
+
+def test_a_round_that_does_not_begin_is_not_charged_and_a_charge_is_never_replaced(
+    path: Path, initial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        journal.begin_round(JOB, 1, {}, 9, charge=charge_of(1))
+        with pytest.raises(JournalConflictError, match="round 1 has; go on with it"):
+            journal.begin_round(JOB, 1, {}, 9, charge=charge_of(1, seed=bytes(32)))
+        assert journal.charges(JOB) == [charge_of(1)]
+        # ... nor does a round begin whose charge cannot be written
+        monkeypatch.setattr("coordinator.journal._mechanism_text", lambda charge: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            journal.begin_round(JOB, 2, {}, 9, charge=charge_of(2))
+        assert journal.resume_round(JOB, 2) is None
+        assert journal.charges(JOB) == [charge_of(1)]

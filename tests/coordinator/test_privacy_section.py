@@ -61,6 +61,7 @@ def test_a_private_job_is_read_and_written_whole() -> None:
         ("training.scaffold=true", "a second release"),
         ("method.name=sfprompt", "hidden states"),
         ("rounds.clients_per_round=0", "above 0"),
+        ("privacy.delta=0.05", "less than 1/20"),
         ("privacy.population=4", "expected at least rounds.clients_per_round = 5"),
     ],
 )
@@ -101,6 +102,7 @@ def test_the_same_keys_are_free_where_nothing_is_promised() -> None:
         (["privacy.mode=local"], "privacy.mode"),
         (["privacy.secure_aggregation=true"], "privacy.secure_aggregation"),
         (["privacy.delta=0"], "privacy.delta"),
+        (["privacy.delta=1e-11"], "privacy.delta"),
         (["privacy.delta=1"], "privacy.delta"),
         (["privacy.clip=0"], "privacy.clip"),
         (["privacy.clip_quantile=1"], "privacy.clip_quantile"),

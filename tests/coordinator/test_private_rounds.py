@@ -198,11 +198,13 @@ def test_a_round_in_which_nobody_answers_is_released_and_charged_like_any_other(
 def test_a_round_that_draws_nobody_is_played(
     make_link: MakeLink, initial: Tensors, tmp_path: Path
 ) -> None:
-    job = job_of(count=30, drawn=1, population=100)
+    job = job_of(count=5, drawn=1, population=40)
     link = make_link(job, CLIENTS)
     _, reports = play(job, link, initial, tmp_path / "j", evaluate=lambda tensors, offset: {})
     assert min(report.clients for report in reports) == 0
-    assert len({report.privacy["epsilon"] for report in reports}) == 30
+    assert "counts on 40 clients (privacy.population), 20 are enrolled" in reports[0].note
+    assert "0.5 times as long" in reports[0].note and not any(r.note for r in reports[1:])
+    assert len({report.privacy["epsilon"] for report in reports}) == 5
 
 
 def test_the_norm_is_steered_to_the_quantile_and_clients_say_only_whether_they_were_cut(
@@ -409,6 +411,7 @@ def test_a_crash_between_charge_and_commit_loses_no_charge_and_releases_nothing_
     with Journal(path) as journal:
         assert [charge.round for charge in journal.charges(job.hash())] == [1, 2, 3, 4]
         assert not any(charge.seed for charge in journal.charges(job.hash()))
+    assert seeded(2) not in path.read_bytes(), "what is let go is overwritten"
 
 
 def test_a_round_that_is_played_again_on_other_updates_has_noise_of_its_own(

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 from scipy import stats
 
 from aggregation.errors import PrivacyError
+from aggregation.privacy.analytic_gaussian import gaussian_delta
 from aggregation.privacy.clipping import clip
 from aggregation.privacy.gaussian import Noise, count_noise, in_steps, noised_mean
 from protocol import ParamSpec
@@ -65,6 +66,35 @@ def test_noise_is_that_of_its_seed_and_use():
     for seed, use in ((SEED, "count"), (bytes(32), "update")):
         other = noised_mean(sums, noise, expected=1.0, seed=seed, use=use)
         assert not (first == other).any()
+
+
+def discrete_delta(deviation: int, shift: int, epsilon: float) -> float:
+    """δ at ε of the discrete Gaussian when values move by so many steps, as it is defined."""
+    steps = np.arange(-40 * deviation, 40 * deviation + 1.0)
+    here = np.exp(-((steps - shift) ** 2) / (2 * deviation**2))
+    there = np.exp(-(steps**2) / (2 * deviation**2))
+    total = there.sum()
+    return float(np.maximum(here - math.exp(epsilon) * there, 0).sum() / total)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 4])
+@pytest.mark.parametrize("epsilon", [0.1, 0.37, 1.0, 1.3, 3.0])
+def test_delta_of_noise_in_steps_is_that_of_the_gaussian_the_closer_the_finer(multiplier, epsilon):
+    for deviation in (8, 16, 32, 64, 256):
+        found = discrete_delta(deviation, deviation // multiplier, epsilon)
+        assert abs(found - gaussian_delta(multiplier, epsilon)) < 0.04 / deviation**2
+
+
+@pytest.mark.parametrize("order", [2, 3, 7])
+def test_renyi_moments_of_noise_in_steps_are_those_of_the_gaussian(order):
+    deviation, shift = 3, 2
+    steps = np.arange(-200, 201.0)
+    there = np.exp(-(steps**2) / (2 * deviation**2))
+    there /= there.sum()
+    ratio = np.exp((2 * steps * shift - shift**2) / (2 * deviation**2))
+    moment = float((there * ratio**order).sum())
+    wanted = math.exp((order**2 - order) * shift**2 / (2 * deviation**2))
+    assert moment == pytest.approx(wanted, rel=1e-12)
 
 
 def test_every_release_lies_on_the_grid():
