@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integers of a few bits each, packed into bytes without gaps.
+"""Vectors of integers below 2ᵏ as bytes, k bits a value.
 
-Value i takes the bits i·b to (i + 1)·b - 1 of the whole, the lowest bit of a byte first; the unused
-bits of the last byte are 0.
+Value i takes the bits i·k to (i+1)·k - 1 of one long little-endian number, whose bit j is bit
+j mod 8 of byte ⌊j/8⌋. The bits that the last byte has left are 0.
 
-*Cost* about 20 ns a value each way, and 2 MiB.
+64 values fill k words of 64 bits exactly, so that a block is packed by 64 shifts of whole columns.
+
+*Cost* 3 to 12 ns a value; some 3 MiB beside the vector and its bytes.
 """
 
 from __future__ import annotations
@@ -13,11 +15,24 @@ from typing import Final
 
 import numpy as np
 
-from aggregation.errors import PayloadMalformedError, PayloadTooLongError, PayloadTruncatedError
+from aggregation.errors import (
+    CodecError,
+    PayloadMalformedError,
+    PayloadTooLongError,
+    PayloadTruncatedError,
+)
 
 MAX_BITS: Final = 32
 
-_BLOCK: Final = 1 << 15  # values at once; a multiple of 8, so that each block fills whole bytes
+_LANE: Final = 64  # values that fill whole words
+_BLOCK: Final = 1024 * _LANE  # values at once
+
+
+def word_type(bits: int) -> np.dtype[np.unsignedinteger]:
+    """uint16 for integers of up to 16 bits, uint32 up to 32. Raises: CodecError beyond."""
+    if not 1 <= bits <= MAX_BITS:
+        raise CodecError(f"bits: expected 1 to {MAX_BITS}, found {bits}")
+    return np.dtype(np.uint16 if bits <= 16 else np.uint32)
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -26,43 +41,74 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(values: np.ndarray, bits: int) -> bytes:
-    """Unsigned integers [n], each below 2^bits. Raises: ValueError for others."""
-    _require_bits(bits)
-    if values.ndim != 1 or values.dtype.kind != "u":
-        raise ValueError(f"values: expected unsigned integers [n], found {values.dtype}")
+    """*Shapes* values [d], of the type that `word_type` gives.
+
+    Raises: CodecError for another type, or a value of 2ᵏ or more.
+    """
+    expected = word_type(bits)
+    if values.dtype != expected or values.ndim != 1:
+        raise CodecError(
+            f"values: expected a vector of {expected} for {bits} bits, found {values.dtype} of "
+            f"{values.ndim} dimensions"
+        )
     if values.size and int(values.max()) >> bits:
-        raise ValueError(f"values: expected all below 2^{bits}, found {int(values.max())}")
+        raise CodecError(f"values: expected them below 2**{bits}, found {values.max()}")
     parts = []
     for start in range(0, values.size, _BLOCK):
-        words = values[start : start + _BLOCK].astype("<u4").view(np.uint8).reshape(-1, 4)
-        ones = np.unpackbits(words, axis=1, count=bits, bitorder="little")
-        parts.append(np.packbits(ones.reshape(-1), bitorder="little").tobytes())
+        part = values[start : start + _BLOCK]
+        parts.append(_packed(part, bits)[: packed_bytes(part.size, bits)])
     return b"".join(parts)
 
 
-def unpack(payload: bytes | memoryview, bits: int, count: int) -> np.ndarray:
-    """Unsigned integers, uint32 [count].
+def unpack(payload: bytes | memoryview, count: int, bits: int) -> np.ndarray:
+    """The inverse of `pack`: a vector of `count` values.
 
-    Raises: CodecError for another length, and for unused bits that are not 0.
+    Raises: CodecError for another number of bytes, or unused bits that are not 0.
     """
-    _require_bits(bits)
+    kind = word_type(bits)
+    view = memoryview(payload).cast("B")
     expected = packed_bytes(count, bits)
-    if len(payload) != expected:
-        error = PayloadTruncatedError if len(payload) < expected else PayloadTooLongError
-        raise error(f"payload: expected {expected} bytes, found {len(payload)}")
-    whole = np.frombuffer(payload, np.uint8)
-    if (unused := -count * bits % 8) and whole[-1] >> (8 - unused):
-        raise PayloadMalformedError("payload: expected unused bits to be 0, found others")
-    values = np.zeros(count, "<u4")
+    if len(view) != expected:
+        wrong = PayloadTruncatedError if len(view) < expected else PayloadTooLongError
+        raise wrong(f"packed values: expected {expected} bytes, found {len(view)}")
+    unused = 8 * expected - count * bits
+    if unused and view[-1] >> (8 - unused):
+        raise PayloadMalformedError(f"packed values: expected the last {unused} bits to be 0")
+    values = np.empty(count, kind)
     for start in range(0, count, _BLOCK):
-        part = values[start : start + _BLOCK]
-        packed = whole[start * bits // 8 :][: packed_bytes(part.size, bits)]
-        ones = np.unpackbits(packed, count=part.size * bits, bitorder="little").reshape(-1, bits)
-        words = np.packbits(ones, axis=1, bitorder="little")
-        part.view(np.uint8).reshape(-1, 4)[:, : words.shape[1]] = words
-    return values.astype(np.uint32, copy=False)
+        end = min(start + _BLOCK, count)
+        # a whole block fills whole bytes, so that each starts at one
+        first = start * bits // 8
+        part = view[first : first + packed_bytes(end - start, bits)]
+        values[start:end] = _unpacked(part, bits)[: end - start]
+    return values
 
 
-def _require_bits(bits: int) -> None:
-    if not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"bits: expected 1 to {MAX_BITS}, found {bits}")
+def _packed(values: np.ndarray, bits: int) -> bytes:
+    rows = -(-values.size // _LANE)
+    padded = np.zeros(rows * _LANE, np.uint64)
+    padded[: values.size] = values
+    columns = np.ascontiguousarray(padded.reshape(rows, _LANE).T)
+    words = np.zeros((bits, rows), np.uint64)
+    for place in range(_LANE):
+        word, shift = divmod(place * bits, 64)
+        words[word] |= columns[place] << np.uint64(shift)
+        if shift + bits > 64:
+            words[word + 1] |= columns[place] >> np.uint64(64 - shift)
+    return np.ascontiguousarray(words.T).astype("<u8", copy=False).tobytes()
+
+
+def _unpacked(payload: memoryview, bits: int) -> np.ndarray:
+    rows = -(-len(payload) // (8 * bits))
+    padded = np.zeros(rows * 8 * bits, np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    words = np.ascontiguousarray(padded.view("<u8").reshape(rows, bits).T)
+    lowest = np.uint64((1 << bits) - 1)
+    columns = np.empty((_LANE, rows), np.uint64)
+    for place in range(_LANE):
+        word, shift = divmod(place * bits, 64)
+        value = words[word] >> np.uint64(shift)
+        if shift + bits > 64:
+            value |= words[word + 1] << np.uint64(64 - shift)
+        np.bitwise_and(value, lowest, out=columns[place])
+    return columns.T.reshape(-1)

@@ -25,7 +25,7 @@ import numpy as np
 from aggregation.codecs import SumCodec, codec_named
 from aggregation.codecs.common_grid import sum_bits
 from aggregation.errors import SecureSumError
-from aggregation.packing import unpack
+from aggregation.packing import unpack, word_type
 from aggregation.secure_aggregation import (
     ClientState,
     Context,
@@ -39,7 +39,6 @@ from aggregation.secure_aggregation import (
     from_bytes,
     to_bytes,
     wants_values,
-    word_type,
 )
 from aggregation.secure_aggregation.client_states import Ended, Revealed
 from aggregation.secure_aggregation.messages import Announcement, Message, decode
@@ -130,7 +129,7 @@ class Summand:
     def integers(self, bits: int) -> np.ndarray:
         """For a sum modulo 2^bits, [values]."""
         own = self.sum_codec().levels.bit_length()
-        return unpack(self.payload, own, self.values).astype(word_type(bits))
+        return unpack(self.payload, self.values, own).astype(word_type(bits), copy=False)
 
     def task(self, job: str, round: int, context: Context) -> Task:
         """What this client knows of the sum by itself, for an attempt that was announced."""

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from aggregation.packing import unpack, word_type
 from aggregation.secure_aggregation import client, keys, server, shamir
 from aggregation.secure_aggregation.client_bytes import from_bytes, to_bytes
 from aggregation.secure_aggregation.context import Context, Task, Terms, new_context
-from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
+from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask
 from aggregation.secure_aggregation.messages import (
     Advertisement,
     MaskedInput,
@@ -29,7 +30,6 @@ from aggregation.secure_aggregation.messages import (
     decode,
 )
 from aggregation.secure_aggregation.outcomes import Aborted, Fault, Refusal
-from aggregation.secure_aggregation.packing import unpack
 from aggregation.secure_aggregation.server_state import SecureSum, ServerState, Stage
 
 MOST_BYTES = 1 << 34

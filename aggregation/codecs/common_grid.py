@@ -42,7 +42,7 @@ from aggregation.codecs.codec import (
 from aggregation.codecs.random_k import positions
 from aggregation.codecs.top_k import survivors
 from aggregation.errors import CodecError, PayloadMalformedError
-from aggregation.packing import pack, packed_bytes, unpack
+from aggregation.packing import pack, packed_bytes, unpack, word_type
 from aggregation.rotation import power_below, rotate, rotate_back
 from protocol.tensors import ParamSpec, Tensors
 
@@ -157,7 +157,8 @@ class CommonGrid:
 
     def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """See `Codec.encode`: what is longer than the norm is shortened to it."""
-        return pack(self.quantise(tensors, seeds=seeds), self.levels.bit_length())
+        bits = self.levels.bit_length()
+        return pack(self.quantise(tensors, seeds=seeds).astype(word_type(bits)), bits)
 
     def decode(
         self, payload: Payload, spec: ParamSpec, limit: int, *, seeds: Seeds = NO_SEEDS
@@ -178,7 +179,7 @@ class CommonGrid:
         for start in range(0, length, _BLOCK):
             count = min(_BLOCK, length - start)
             first = start * bits // 8
-            yield unpack(view[first : first + packed_bytes(count, bits)], bits, count)
+            yield unpack(view[first : first + packed_bytes(count, bits)], count, bits)
 
     def _mean(
         self, sums: Iterator[np.ndarray], count: int, spec: ParamSpec, seeds: Seeds

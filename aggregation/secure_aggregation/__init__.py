@@ -7,13 +7,13 @@ that say `sum_only` of themselves can work from it. docs/secure-aggregation.md t
 
 from __future__ import annotations
 
+from aggregation.packing import MAX_BITS, word_type
 from aggregation.secure_aggregation.client import advance, wants_values
 from aggregation.secure_aggregation.client_bytes import from_bytes, to_bytes
 from aggregation.secure_aggregation.client_states import ClientState, Device
 from aggregation.secure_aggregation.context import Context, Task, Terms, new_context
 from aggregation.secure_aggregation.graph import MIN_CLIENTS, Shape, shape
 from aggregation.secure_aggregation.keys import Signer, Verifier
-from aggregation.secure_aggregation.masks import MAX_BITS, word_type
 from aggregation.secure_aggregation.outcomes import Aborted, Fault, Reason, Refusal
 from aggregation.secure_aggregation.server import close_stage, open_attempt, receive
 from aggregation.secure_aggregation.server_state import SecureSum, ServerState, Stage

@@ -41,6 +41,7 @@ from typing import Final
 import numpy as np
 
 from aggregation.errors import SecureMessageError, SecureSumError
+from aggregation.packing import pack, word_type
 from aggregation.secure_aggregation import keys, shamir
 from aggregation.secure_aggregation.client_states import (
     Advertised,
@@ -56,7 +57,7 @@ from aggregation.secure_aggregation.client_states import (
 )
 from aggregation.secure_aggregation.context import Context, Task
 from aggregation.secure_aggregation.graph import neighbours_of, shape
-from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
+from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask
 from aggregation.secure_aggregation.messages import (
     MAX_SIGNATURE_BYTES,
     Advertisement,
@@ -76,7 +77,6 @@ from aggregation.secure_aggregation.messages import (
     survivors_statement,
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
-from aggregation.secure_aggregation.packing import pack
 
 
 class _RefusedError(Exception):

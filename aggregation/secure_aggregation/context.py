@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from aggregation.errors import SecureMessageError, SecureSumError
+from aggregation.packing import MAX_BITS
 from aggregation.secure_aggregation._bytes import Reader, Writer
 from aggregation.secure_aggregation.graph import MAX_CLIENTS, MIN_CLIENTS, shape
-from aggregation.secure_aggregation.masks import MAX_BITS, MAX_VALUES
+from aggregation.secure_aggregation.masks import MAX_VALUES
 from protocol.limits import MAX_CLIENT_LENGTH, MAX_ROUND
 
 HASH_BYTES: Final = 32

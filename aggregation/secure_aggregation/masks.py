@@ -31,19 +31,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from aggregation.errors import SecureSumError
 
 KEY_BYTES: Final = 32
-MAX_BITS: Final = 32
 MAX_VALUES: Final = 1 << 32  # 16 GiB of keystream; the block counter of 32 bits lasts for 256
 
 _BLOCK_BYTES: Final = 1 << 17
 _ZEROS: Final = bytes(_BLOCK_BYTES)
 _ORIGIN: Final = bytes(16)  # counter, then nonce
-
-
-def word_type(bits: int) -> np.dtype[np.unsignedinteger]:
-    """uint16 for a modulus of up to 2¹⁶, uint32 up to 2³². Raises: SecureSumError beyond."""
-    if not 1 <= bits <= MAX_BITS:
-        raise SecureSumError(f"bits: expected 1 to {MAX_BITS}, found {bits}")
-    return np.dtype(np.uint16 if bits <= 16 else np.uint32)
 
 
 def add_mask(values: np.ndarray, key: bytes) -> None:

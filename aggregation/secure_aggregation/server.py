@@ -21,7 +21,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
-from aggregation.errors import SecureMessageError, SecureSumError
+from aggregation.errors import CodecError, SecureMessageError, SecureSumError
+from aggregation.packing import packed_bytes, unpack
 from aggregation.secure_aggregation import keys
 from aggregation.secure_aggregation.context import Context
 from aggregation.secure_aggregation.graph import neighbours
@@ -47,7 +48,6 @@ from aggregation.secure_aggregation.messages import (
     survivors_statement,
 )
 from aggregation.secure_aggregation.outcomes import Aborted, Fault, Reason
-from aggregation.secure_aggregation.packing import packed_bytes, unpack
 from aggregation.secure_aggregation.server_state import (
     SecureSum,
     ServerState,
@@ -122,7 +122,7 @@ def receive(
         return _faulty(state, place, fault(*problem, dropped=True))
     try:
         after = _taken(state, place, parsed)
-    except SecureMessageError as error:
+    except (SecureMessageError, CodecError) as error:
         return _faulty(state, place, fault(Reason.MALFORMED, str(error), dropped=True))
     answered = {**state.answered, place: hashlib.sha256(message).digest()}
     return replace(after, answered=answered), None

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from aggregation.packing import word_type
 from aggregation.secure_aggregation import keys, shamir
-from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask, word_type
+from aggregation.secure_aggregation.masks import add_mask, reduce, subtract_mask
 from aggregation.secure_aggregation.outcomes import Aborted, Reason
 from aggregation.secure_aggregation.server_state import SecureSum, ServerState, too_few_holders
 

@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from aggregation.secure_aggregation.masks import add_mask, word_type
+from aggregation.packing import word_type
+from aggregation.secure_aggregation.masks import add_mask
 from simulations.benchmarks.figure import Figure, figure
 
 FLOWER_BITS: Final = 32  # of the modulus that Flower's workflow has when it is told nothing else

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation.errors import SecureMessageError, SecureSumError
+from aggregation.packing import unpack
 from aggregation.secure_aggregation import client, keys, server
 from aggregation.secure_aggregation.client_bytes import from_bytes, to_bytes
 from aggregation.secure_aggregation.context import Terms
@@ -24,7 +25,6 @@ from aggregation.secure_aggregation.messages import (
     encode,
 )
 from aggregation.secure_aggregation.outcomes import Reason, Refusal
-from aggregation.secure_aggregation.packing import unpack
 from aggregation.secure_aggregation.server_state import Stage
 from simulations.secure_rounds import attempt_with, play
 

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from aggregation.errors import SecureSumError
-from aggregation.secure_aggregation.masks import (
-    add_mask,
-    keystream,
-    reduce,
-    subtract_mask,
-    word_type,
-)
+from aggregation.packing import word_type
+from aggregation.secure_aggregation.masks import add_mask, keystream, reduce, subtract_mask
 
 KEYS = st.binary(min_size=32, max_size=32)
 VECTORS = npst.arrays(st.sampled_from([np.uint16, np.uint32]), st.integers(0, 50))
