@@ -43,6 +43,18 @@ def canary(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> N
     _run(audit, as_json=as_json, out=out)
 
 
+@app.command(cls=PlainCommand)
+def inversion(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """Can training images be read back from one client's update, a sum, or a noised one?"""
+
+    def audit(progress: ProgressListener) -> Audited:
+        from simulations.audits.inversion import inversion_audit
+
+        return inversion_audit(progress, quick=quick)
+
+    _run(audit, as_json=as_json, out=out)
+
+
 def _run(audit: Callable[[ProgressListener], Audited], *, as_json: bool, out: Path | None) -> None:
     from fedloom.progress import progress_on
     from simulations.benchmarks.figure import to_json, to_table

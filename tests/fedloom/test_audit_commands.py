@@ -16,7 +16,7 @@ from fedloom.errors import BAD_INPUT, DONE
 from simulations.audits.audited import Audited
 from simulations.benchmarks.figure import figure
 
-AUDITS = ("canary",)
+AUDITS = ("canary", "inversion")
 
 
 @pytest.fixture(params=AUDITS)
