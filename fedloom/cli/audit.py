@@ -55,6 +55,18 @@ def inversion(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -
     _run(audit, as_json=as_json, out=out)
 
 
+@app.command(cls=PlainCommand)
+def membership(as_json: _Json = False, out: _Out = None, quick: _Quick = False) -> None:
+    """Can an adapter's training images be told from others, by adapters trained alike?"""
+
+    def audit(progress: ProgressListener) -> Audited:
+        from simulations.audits.membership import membership_audit
+
+        return membership_audit(progress, quick=quick)
+
+    _run(audit, as_json=as_json, out=out)
+
+
 def _run(audit: Callable[[ProgressListener], Audited], *, as_json: bool, out: Path | None) -> None:
     from fedloom.progress import progress_on
     from simulations.benchmarks.figure import to_json, to_table

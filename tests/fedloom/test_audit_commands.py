@@ -16,7 +16,7 @@ from fedloom.errors import BAD_INPUT, DONE
 from simulations.audits.audited import Audited
 from simulations.benchmarks.figure import figure
 
-AUDITS = ("canary", "inversion")
+AUDITS = ("canary", "inversion", "membership")
 
 
 @pytest.fixture(params=AUDITS)
