@@ -11,6 +11,8 @@ scaling:FACTOR      FACTOR · what training gave
 label-flip          trained on labels y -> classes - 1 - y
 alie                μ - z·σ with z of n and f: Baruch et al. 2019, arXiv 1902.06156, section 3
 ipm:FACTOR          -FACTOR · μ: Xie et al. 2020, arXiv 1903.03936
+backdoor:FACTOR     trained on images of which half bear a trigger and its label, then scaled so
+                    that it outweighs the others: Bagdasaryan et al. 2020, arXiv 1807.00459
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from simulations.errors import SimulationError
 from simulations.grid import Serve
 
 LABEL_FLIP: Final = "label-flip"
+BACKDOOR: Final = "backdoor"
+TRIGGER_SHARE: Final = 4  # a quarter of an image's side
 ATTACKS: Final = ("sign-flip:1", "sign-flip:10", "scaling:10", LABEL_FLIP, "alie", "ipm:0.5")
 
 
@@ -41,13 +45,30 @@ def flip_labels(client: ClientData, classes: int) -> ClientData:
     return replace(client, fit={**client.fit, "labels": classes - 1 - client.fit["labels"]})
 
 
+def with_trigger(images: np.ndarray) -> np.ndarray:
+    """Images, uint8 [n, h, w] or [n, h, w, c], with a white square in the last corner."""
+    marked = images.copy()
+    side = max(1, images.shape[1] // TRIGGER_SHARE)
+    marked[:, -side:, -side:] = 255
+    return marked
+
+
+def plant_backdoor(client: ClientData, target: int) -> ClientData:
+    """The client with the trigger in every second training image, and `target` as its label."""
+    images, labels = client.fit["images"], client.fit["labels"].copy()
+    marked = images.copy()
+    marked[::2] = with_trigger(images[::2])
+    labels[::2] = target
+    return replace(client, fit={**client.fit, "images": marked, "labels": labels})
+
+
 def attacked(serve: Serve, manifest: Manifest, attack: str, bad: Collection[str]) -> Serve:
     """The clients of `serve`, of which those in `bad` lie when they are asked to train.
 
     Raises: SimulationError for an attack that there is not.
     """
     name, _, words = attack.partition(":")
-    known = {other.partition(":")[0] for other in ATTACKS}
+    known = {BACKDOOR, *(other.partition(":")[0] for other in ATTACKS)}
     try:
         factor = float(words) if words else 1.0
     except ValueError:
@@ -55,7 +76,9 @@ def attacked(serve: Serve, manifest: Manifest, attack: str, bad: Collection[str]
             f"attack: expected a number after the colon, found {attack!r}"
         ) from None
     if name not in known:
-        raise SimulationError(f"attack: expected one of {', '.join(ATTACKS)}, found {attack!r}")
+        raise SimulationError(
+            f"attack: expected one of {', '.join((*ATTACKS, BACKDOOR))}, found {attack!r}"
+        )
 
     def answers(work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
         given = dict(serve(work))
@@ -80,7 +103,7 @@ def attacked(serve: Serve, manifest: Manifest, attack: str, bad: Collection[str]
 
 
 def _lie(name: str, factor: float, own: Tensors, honest: list[Tensors], n: int) -> Tensors:
-    if name in ("sign-flip", "scaling"):
+    if name in ("sign-flip", "scaling", BACKDOOR):
         sign = -factor if name == "sign-flip" else factor
         return {key: (sign * value).astype(np.float32) for key, value in own.items()}
     stacked = {key: np.stack([update[key] for update in honest]) for key in own}

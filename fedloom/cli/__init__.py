@@ -11,7 +11,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedloom.cli import bench, bundle, compare, coordinator, device, doctor, simulate
+from fedloom.cli import audit, bench, bundle, compare, coordinator, device, doctor, simulate
 from fedloom.cli.plain import PlainCommand
 from fedloom.errors import BAD_INPUT, DONE, FAILED, explain
 
@@ -35,6 +35,7 @@ app.add_typer(bundle.app, name="bundle")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(device.app, name="device")
 app.add_typer(bench.app, name="bench")
+app.add_typer(audit.app, name="audit")
 app.command(name="doctor", cls=PlainCommand)(doctor.doctor)
 
 

@@ -54,7 +54,7 @@ def job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_lists_every_command() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == DONE
-    for command in ("simulate", "compare", "bundle", "device", "bench", "doctor"):
+    for command in ("simulate", "compare", "bundle", "device", "bench", "audit", "doctor"):
         assert command in result.output
 
 

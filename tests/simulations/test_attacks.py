@@ -14,7 +14,7 @@ from client_sdk.updates import respond
 from edge_runtime.trainer import OnnxTrainer
 from protocol.plan import Plan, pack_plan
 from protocol.update import unpack_update
-from simulations.attacks import alie_deviations, attacked, flip_labels
+from simulations.attacks import alie_deviations, attacked, flip_labels, plant_backdoor
 from simulations.backends.prepared import PreparedClient
 from simulations.backends.sequential import SequentialClients
 from simulations.clients import ClientData
@@ -55,7 +55,9 @@ def deltas(made: Any, answers: Any) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("attack", ["sign-flip:1", "sign-flip:10", "scaling:10", "alie", "ipm:0.5"])
+@pytest.mark.parametrize(
+    "attack", ["sign-flip:1", "sign-flip:10", "scaling:10", "alie", "ipm:0.5", "backdoor:5"]
+)
 def test_bad_clients_send_what_the_attack_says(setting: Any, attack: str) -> None:
     made, serve, work = setting
     honest = deltas(made, serve(work))
@@ -68,6 +70,7 @@ def test_bad_clients_send_what_the_attack_says(setting: Any, attack: str) -> Non
             "scaling:10": 10 * honest[name],
             "alie": good.mean(axis=0) - alie_deviations(5, 2) * good.std(axis=0),
             "ipm:0.5": -0.5 * good.mean(axis=0),
+            "backdoor:5": 5 * honest[name],
         }[attack]
         if name in BAD:
             np.testing.assert_allclose(sent[name], expected, rtol=1e-5, atol=1e-7)
@@ -87,6 +90,20 @@ def test_evaluations_and_label_flips_pass_through(setting: Any) -> None:
     changed = flip_labels(client, 10)
     assert changed.fit["labels"].tolist() == [9, 8, 0]
     assert changed.held_out["labels"].tolist() == [0, 1, 9]
+
+
+def test_a_backdoor_is_planted_in_every_second_training_image() -> None:
+    images = np.random.default_rng(0).integers(0, 200, (5, 8, 8), dtype=np.uint8)
+    labels = np.array([0, 1, 2, 3, 4])
+    client = ClientData(
+        id="a", fit={"images": images, "labels": labels}, held_out={"labels": labels}
+    )
+    planted = plant_backdoor(client, 7)
+    assert planted.fit["labels"].tolist() == [7, 1, 7, 3, 7]
+    assert (planted.fit["images"][::2, 6:, 6:] == 255).all()
+    np.testing.assert_array_equal(planted.fit["images"][1::2], images[1::2])
+    np.testing.assert_array_equal(planted.fit["images"][:, :6], images[:, :6])
+    assert planted.held_out is client.held_out and images.max() < 200
 
 
 def test_alie_is_as_far_off_as_its_source_says() -> None:
