@@ -160,7 +160,7 @@ def test_a_tiny_overfitted_adapter_leaks_and_the_audit_is_drawn(
     usual = Trained(name="usual", pool=60, clients=2, rounds=1, local_epochs=1)
     overfitted = Trained(name="overfitted", pool=40, clients=1, rounds=1, local_epochs=25)
     audited = membership_audit(
-        SilentProgress(), quick=True, job=tiny_job("lora", optimizer="adamw"),
+        SilentProgress(), quick=True, job=tiny_job("lora"),
         usual=usual, overfitted=overfitted, adapters=5,
     )  # fmt: skip
     figures = {made.name: made for made in audited.figures}
@@ -174,6 +174,6 @@ def test_a_tiny_overfitted_adapter_leaks_and_the_audit_is_drawn(
 
 def test_a_pool_larger_than_the_data_is_refused(tiny_job: Callable[..., Any]) -> None:
     many = Trained(name="usual", pool=500, clients=1, rounds=1, local_epochs=1)
-    job = tiny_job("lora", optimizer="adamw")
+    job = tiny_job("lora")
     with pytest.raises(DataError, match="digits: expected 500 images to train on, found 90"):
         membership_audit(SilentProgress(), job=job, usual=many, adapters=4)
