@@ -100,7 +100,6 @@ def test_the_same_keys_are_free_where_nothing_is_promised() -> None:
         (["privacy.epsilon=0"], "privacy.epsilon"),
         (["privacy.mode=none"], "privacy.mode"),
         (["privacy.mode=local"], "privacy.mode"),
-        (["privacy.secure_aggregation=true"], "privacy.secure_aggregation"),
         (["privacy.delta=0"], "privacy.delta"),
         (["privacy.delta=1e-11"], "privacy.delta"),
         (["privacy.delta=1"], "privacy.delta"),

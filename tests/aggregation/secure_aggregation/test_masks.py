@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from aggregation.errors import SecureSumError
+from aggregation.errors import CodecError, SecureSumError
 from aggregation.packing import word_type
 from aggregation.secure_aggregation.masks import add_mask, keystream, reduce, subtract_mask
 
@@ -84,7 +84,7 @@ def test_words_are_as_wide_as_the_modulus_needs():
         "uint16", "uint16", "uint32", "uint32",
     ]  # fmt: skip
     for bits in (0, 33):
-        with pytest.raises(SecureSumError, match="1 to 32"):
+        with pytest.raises(CodecError, match="1 to 32"):
             word_type(bits)
 
 
