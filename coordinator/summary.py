@@ -67,6 +67,7 @@ def summary_of(
         "samples_per_second": played.passed_samples / fit_seconds if fit_seconds else 0.0,
         "wall_seconds": wall_seconds,
         "privacy": _privacy_of(job, reports),
+        "secure_aggregation": job.privacy.secure_aggregation,
         "rejections": len(rejections),
         "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
         "notes": [

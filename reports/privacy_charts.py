@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from reports.charts import Series, line_chart
 from reports.page import section
 from reports.run_record import RoundLine
+
+SUMS: Final = (
+    "Secure aggregation: of a round's updates the coordinator has seen the sum, and no single one."
+)
 
 
 def privacy_charts(lines: Sequence[RoundLine], privacy: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from reports.client_charts import (
     selection_map,
 )
 from reports.page import folded, legend, page, section, table, tile
-from reports.privacy_charts import guarantee, privacy_charts
+from reports.privacy_charts import SUMS, guarantee, privacy_charts
 from reports.run_record import RoundLine, RunRecord, read_run
 from reports.units import axis_percent, bytes_text, count_text, duration_text
 
@@ -114,7 +114,10 @@ def _tiles(run: RunRecord) -> str:
 
 def _guarantee(run: RunRecord) -> str:
     privacy: Mapping[str, Any] = run.summary.get("privacy") or {}
-    return f'<p class="lead">{escape(guarantee(privacy))}</p>' if "epsilon" in privacy else ""
+    words = [guarantee(privacy)] if "epsilon" in privacy else []
+    if run.summary.get("secure_aggregation"):
+        words.insert(0, SUMS)
+    return "".join(f'<p class="lead">{escape(text)}</p>' for text in words)
 
 
 def _share(summary: Mapping[str, Any]) -> str:

@@ -167,6 +167,15 @@ def test_report_lists_domains_and_skipped_clients_when_there_are_some(tmp_path: 
     assert "client-020" in text
 
 
+def test_report_says_where_only_sums_were_seen(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run")
+    assert "Secure aggregation" not in checked(write_report(folder))
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) | {"secure_aggregation": True}
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    assert "has seen the sum, and no single one" in checked(write_report(folder))
+
+
 def test_report_of_many_clients_draws_a_sample_of_columns(tmp_path: Path) -> None:
     text = checked(write_report(fake_run(tmp_path / "run", clients=800, rounds=40)))
     columns = text.count('class="bar"')
