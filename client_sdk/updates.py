@@ -15,6 +15,7 @@ import numpy as np
 from aggregation.codecs import codec_named, round_seeds
 from aggregation.codecs.error_feedback import encode_with_feedback
 from client_sdk.errors import PlanError, TrainingError
+from client_sdk.example_privacy import charge
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
 from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, TRAINED, Work, needed, open_plan
@@ -76,6 +77,7 @@ def respond(
     plan = work.plan
     if plan.client != client:
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
+    charge(plan, bundle_manifest, sample_count(data_fit), memory)
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
         told: dict[str, float] = {}
@@ -151,7 +153,9 @@ def close_update(
     control = _next_control(work, manifest, trained, samples)
     if control:
         delta = joined(delta, {name: control[name] - work.own_control[name] for name in delta})
-    told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
+    # Metrics are of the samples as they are: where training is private, none leaves the client.
+    tells = () if manifest.training.privacy else plan.tells
+    told = {name: x for name, x in metrics.items() if name.partition("/")[0] in tells}
     blob = _encoded(plan, cut(delta, plan.rank, pairs), told, samples, memory)
     if plan.mix is not None:
         needed(memory).save(TRAINED, plan.round, trained)
