@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.bundles import recipe_of, sign_bundle, split_spec, write_bundle
+from coordinator.example_accounting import require_example_budget
 from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.reports import RoundReport
@@ -34,6 +35,7 @@ from simulations.progress import ProgressListener, SilentProgress
 from simulations.setup import (
     Setup,
     client_flops,
+    example_notes,
     load_job_data,
     local_passes_per_round,
     passes_per_round,
@@ -56,12 +58,14 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
 
     Raises:
         DataError, PartitionError, BackboneError, MethodError: the job does not fit together.
+        JobError: the privacy of single samples costs more than the job allows it.
         RunFolderError: `out` holds a run of another job.
         JournalError: its journal cannot be gone on with.
     """
     progress = progress or SilentProgress()
     started = time.monotonic()
     _check_folder(job, out)
+    require_example_budget(job)
     out.mkdir(parents=True, exist_ok=True)
     setup = set_up(job, progress)
     key = new_key()
@@ -99,6 +103,7 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
 
     Raises: as `simulate`, before anything is run.
     """
+    require_example_budget(job)
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
     split = compile_split(recipe, lanes=job.split.lanes) if job.is_split else None
@@ -132,7 +137,7 @@ def _summary(
         client_flops=client_flops(setup, merged),
         passed_samples=round(merged * (passes_per_round(setup) + local_passes_per_round(setup))),
         per_client=_per_client(setup, reports),
-        notes=setup.federation.notes,
+        notes=(*setup.federation.notes, *example_notes(setup)),
     )
     return summary_of(job, reports, played, wall_seconds=wall_seconds) | {
         "partition": job.data.partition,
