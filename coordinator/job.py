@@ -28,6 +28,7 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
+from coordinator.example_privacy_section import ExamplePrivacySection, example_privacy_faults
 from coordinator.sections import (
     IMAGE_BACKBONES,
     IMAGE_DATASETS,
@@ -64,6 +65,7 @@ class Job:
     rounds: RoundsSection = field(default_factory=RoundsSection)
     personal: PersonalSection = field(default_factory=PersonalSection)
     split: SplitSection = field(default_factory=SplitSection)
+    example_privacy: ExamplePrivacySection = field(default_factory=ExamplePrivacySection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ _SECTIONS: dict[str, Any] = {
     "rounds": RoundsSection,
     "personal": PersonalSection,
     "split": SplitSection,
+    "example_privacy": ExamplePrivacySection,
     "simulation": SimulationSection,
 }
 
@@ -270,6 +273,7 @@ def _combination_faults(job: Job) -> list[Fault]:
         fault("rounds.quorum", rounds.quorum, words)
     if rounds.mode == "async":
         faults.extend(_async_faults(job))
+    faults.extend(example_privacy_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.example_accounting import example_summary, example_words
 from coordinator.job import Job
 from coordinator.reports import RoundReport
 from reports.machine import versions
@@ -66,10 +67,12 @@ def summary_of(
         "client_flops": played.client_flops,
         "samples_per_second": played.passed_samples / fit_seconds if fit_seconds else 0.0,
         "wall_seconds": wall_seconds,
+        "example_privacy": example_summary(job, len(reports)),
         "rejections": len(rejections),
         "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
         "notes": [
             *played.notes,
+            *example_words(job, len(reports)),
             *(f"round {report.round}: {report.note}" for report in reports if report.note),
         ],
         "class_names": list(played.class_names),

@@ -16,6 +16,7 @@ import numpy as np
 from coordinator.bundles import recipe_of, split_spec, write_bundle
 from coordinator.deployment import Deployment
 from coordinator.errors import DeploymentError
+from coordinator.example_accounting import require_example_budget
 from coordinator.job import Job, dump_job
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.registry import JobEntry
@@ -62,7 +63,7 @@ def submit(
     `stage` is told what takes long before it begins.
 
     Raises: DeploymentError for a name or a job that is there already; JobError, BackboneError,
-        MethodError, CompileError for what cannot be compiled.
+        MethodError, CompileError for what cannot be compiled, or kept private.
     """
     name = name or job.job.name
     if not _NAME.fullmatch(name):
@@ -70,6 +71,7 @@ def submit(
             f"name: expected up to 64 letters, digits, dots, - and _, found {name[:80]!r}"
         )
     deployment.jobs.require_new(name, job.hash())  # before minutes of compiling
+    require_example_budget(job)
     folder = JobFolder(deployment.jobs_folder / name)
     new = deployment.jobs_folder / f".{name}{PARTIAL}"
     for left in (folder.path, new):
