@@ -16,6 +16,7 @@ from aggregation.codecs import codec_named, round_seeds
 from aggregation.codecs.error_feedback import encode_with_feedback
 from aggregation.privacy.clipping import clip
 from client_sdk.errors import PlanError, TrainingError
+from client_sdk.example_privacy import charge
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
 from client_sdk.summing import hold
@@ -79,6 +80,7 @@ def respond(
     plan = work.plan
     if plan.client != client:
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
+    charge(plan, bundle_manifest, sample_count(data_fit), memory)
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
         told: dict[str, float] = {}
@@ -160,7 +162,10 @@ def close_update(
         clipped = clip(sent, plan.clip)
         sent = clipped.delta
         metrics = {**metrics, UNCLIPPED: float(clipped.unclipped)}
-    told = {name: x for name, x in metrics.items() if name.partition("/")[0] in plan.tells}
+    # Metrics are of the samples as they are: where training is private, none leaves the client but
+    # what follows from the private update.
+    tells = tuple(word for word in plan.tells if word == UNCLIPPED or not manifest.training.privacy)
+    told = {name: x for name, x in metrics.items() if name.partition("/")[0] in tells}
     blob = _encoded(work, manifest, sent, told, samples, memory)
     if plan.mix is not None:
         needed(memory).save(TRAINED, plan.round, trained)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import Fault, JobError
 from coordinator.job import Job
+from protocol.example_privacy import ExamplePrivacy
 from protocol.files import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
@@ -50,9 +51,24 @@ def recipe_of(job: Job, classes: int) -> Recipe:
             proximal=training.proximal,
             scaffold=training.scaffold,
             local_epochs=training.local_epochs,
+            privacy=_example_privacy(job),
         ),
         max_length=job.data.max_length,
         random_weights=job.backbone.random_weights,
+    )
+
+
+def _example_privacy(job: Job) -> ExamplePrivacy | None:
+    """What a device may be asked for at most, where training is private."""
+    section = job.example_privacy
+    if not section.is_private:
+        return None
+    return ExamplePrivacy(
+        noise_multiplier=section.noise_multiplier,
+        clip=section.clip,
+        fewest_samples=job.rounds.min_samples,
+        steps=job.training.local_steps,
+        rounds=job.rounds.count,
     )
 
 

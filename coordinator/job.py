@@ -28,6 +28,7 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
+from coordinator.example_privacy_section import ExamplePrivacySection, example_privacy_faults
 from coordinator.keys import allowed_values, value_fault
 from coordinator.privacy_section import PrivacySection, privacy_faults
 from coordinator.sections import (
@@ -66,6 +67,7 @@ class Job:
     personal: PersonalSection = field(default_factory=PersonalSection)
     split: SplitSection = field(default_factory=SplitSection)
     privacy: PrivacySection = field(default_factory=PrivacySection)
+    example_privacy: ExamplePrivacySection = field(default_factory=ExamplePrivacySection)
     simulation: SimulationSection = field(default_factory=SimulationSection)
 
     def __post_init__(self) -> None:
@@ -110,6 +112,7 @@ _SECTIONS: dict[str, Any] = {
     "personal": PersonalSection,
     "split": SplitSection,
     "privacy": PrivacySection,
+    "example_privacy": ExamplePrivacySection,
     "simulation": SimulationSection,
 }
 
@@ -275,6 +278,7 @@ def _combination_faults(job: Job) -> list[Fault]:
         faults.extend(_async_faults(job))
     faults.extend(privacy_faults(job))
     faults.extend(summing_faults(job))
+    faults.extend(example_privacy_faults(job))
     aggregation, method = job.aggregation, job.method
     low_rank = method.name == "lora" or (
         method.name == "peft" and str(method.settings.get("type", "")).upper() == "LORA"

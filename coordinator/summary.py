@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.example_accounting import example_summary, example_words
 from coordinator.job import Job
 from coordinator.reports import RoundReport
 from reports.machine import versions
@@ -68,10 +69,12 @@ def summary_of(
         "wall_seconds": wall_seconds,
         "privacy": _privacy_of(job, reports),
         "secure_aggregation": job.privacy.secure_aggregation,
+        "example_privacy": example_summary(job, len(reports)),
         "rejections": len(rejections),
         "rejection_reasons": dict(Counter(str(rejection.code) for rejection in rejections)),
         "notes": [
             *played.notes,
+            *example_words(job, len(reports)),
             *(f"round {report.round}: {report.note}" for report in reports if report.note),
         ],
         "class_names": list(played.class_names),

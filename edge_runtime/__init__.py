@@ -24,6 +24,7 @@ from edge_runtime.errors import (
 )
 from edge_runtime.predictor import Prediction, Predictor
 from edge_runtime.preprocessing import apply as preprocess
+from edge_runtime.private_batches import PrivateBatches, private_batches
 
 __all__ = [
     "Adapter",
@@ -40,12 +41,14 @@ __all__ = [
     "Prediction",
     "PredictionError",
     "Predictor",
+    "PrivateBatches",
     "TrainingError",
     "batch_plan",
     "evaluation_plan",
     "mixed",
     "open_bundle",
     "preprocess",
+    "private_batches",
     "read_adapter",
     "write_adapter",
 ]

@@ -13,6 +13,8 @@ import numpy as np
 from edge_runtime.batches import batch_plan
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import DataError, TrainingError
+from edge_runtime.keystream import OpenKeystream, secret_keystream
+from edge_runtime.private_batches import private_batches
 from edge_runtime.session import MovableGraph
 from edge_runtime.training_loop import TrainingLoop, batch_of
 from protocol.manifest import ANCHOR, CORRECTION
@@ -29,12 +31,16 @@ class OnnxTrainer:
     """A bundle's graphs, loaded when they are first needed. One thread a core where `threads` is 0.
 
     `data` is what `preprocess` makes of a client's arrays: the model inputs and "labels", first
-    axis samples.
+    axis samples. `keystream` is what private training draws its samples and its noise from, given a
+    seed: secret, unless it is a simulation that is to be repeated.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 0, keystream: OpenKeystream = secret_keystream
+    ) -> None:
         self.bundle = bundle
         self._threads = threads
+        self._keystream = keystream
         self._names = [name for name, _ in bundle.manifest.inputs]
 
     def fit(
@@ -56,22 +62,35 @@ class OnnxTrainer:
         stay as they are. `correction` is added to the gradients of the tensors that it names, where
         the bundle is of SCAFFOLD; `offset` moves frozen weights, as in `MovableGraph`.
 
+        Where the bundle's training is private, the steps are those that it says, of samples drawn
+        by the trainer's keystream: epochs, `most_steps` and the seed's order have no part in it.
+
         Returns:
             The trained tensors, and {"loss": mean over all steps, weighted by their samples}, with
-            whatever the bundle's steps count, value by value ("selected/0").
+            whatever the bundle's steps count, value by value ("selected/0"). Of private training
+            the tensors alone are private.
 
         Raises:
-            DataError: the data do not fit the bundle's inputs.
+            DataError: the data do not fit the bundle's inputs, or are fewer than its privacy was
+                accounted for.
             TrainingError: the loss became NaN or infinite.
         """
         samples = check_data(self.bundle.manifest, data)
-        batch_size = self.bundle.manifest.training.batch_size
-        rng = np.random.default_rng(seed)
-        indices, weights = batch_plan(samples, batch_size, epochs, rng, most_steps=most_steps)
-        steps = (
-            {**batch_of(data, self._names, rows), "weight": weight}
-            for rows, weight in zip(indices, weights, strict=True)
-        )
+        training = self.bundle.manifest.training
+        steps: Iterator[Mapping[str, np.ndarray]]
+        if training.privacy is not None:
+            drawn = private_batches(samples, training, self._keystream(seed))
+            shapes = {name: value.shape for name, value in tensors.items()}
+            steps, weights = drawn.calls(data, self._names, shapes), drawn.weights
+        else:
+            rng = np.random.default_rng(seed)
+            indices, weights = batch_plan(
+                samples, training.batch_size, epochs, rng, most_steps=most_steps
+            )
+            steps = (
+                {**batch_of(data, self._names, rows), "weight": weight}
+                for rows, weight in zip(indices, weights, strict=True)
+            )
         state = initial_state(self.bundle.manifest, tensors, correction)
         trained, losses, tallies = self._loop.run(
             tensors, state, steps, learning_rate, frozen=frozen, offset=offset
@@ -178,10 +197,12 @@ def initial_state(
 
 def metrics_of(losses: np.ndarray, weights: np.ndarray, tallies: Tensors) -> dict[str, float]:
     """What a client may tell of its training; arguments as of `mean_loss`,
-    with counts by name.
+    with counts by name. {} where no sample was trained on, as private training may draw none.
 
     Raises: TrainingError as `mean_loss`.
     """
+    if not weights.any():
+        return {}
     counted = {
         f"{name}/{place}": rounded(float(count))
         for name, counts in tallies.items()

@@ -24,8 +24,9 @@ _TALLY: Final = f"state/{TALLY}"
 class TrainingLoop:
     """A training graph and the names of its ports.
 
-    Inputs `trainable/...`, `state/...`, `batch/...`, `labels`, `weight`, `learning_rate`; outputs
-    `new/trainable/...`, `new/state/...`, `loss`.
+    Inputs `trainable/...`, `state/...`, `batch/...`, `labels`, `weight`, `learning_rate`, and of a
+    private step `noise/...`, `applies` and `trained`; outputs `new/trainable/...`, `new/state/...`,
+    `loss`.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -49,7 +50,8 @@ class TrainingLoop:
         frozen: Collection[str] = (),
         offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
-        """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`.
+        """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`, and where they
+        are private of `noise/...` and `applies`.
 
         Tensors named in `frozen` stay as they are: each step starts from them again. `offset` moves
         the weights that are never trained, as in `MovableGraph`.
@@ -67,6 +69,9 @@ class TrainingLoop:
         feeds |= {f"state/{name}": owned(value) for name, value in state.items()}
         if "learning_rate" in self._inputs:
             feeds["learning_rate"] = owned(np.array(learning_rate, np.float32))
+        if "trained" in self._inputs:
+            counted = [name not in frozen for name in sorted(trainable)]
+            feeds["trained"] = owned(np.array(counted, np.float32))
         held = {f"trainable/{name}" for name in frozen}
         session = self._graph.at(offset)
         losses = []

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from protocol import _checks, _json
 from protocol.controls import with_controls
 from protocol.errors import ManifestError, SpecError
+from protocol.example_privacy import ExamplePrivacy
 from protocol.factors import FactorPair, check_pairs
 from protocol.files import ENVELOPE, FileEntry, hash_files, plain_path
 from protocol.limits import (
@@ -48,6 +49,8 @@ ANCHOR: Final = "anchor/"
 CORRECTION: Final = "correction/"
 """State under this prefix is given with the round, and added to every gradient of the tensor of
 that name. All other state starts as zeros."""
+SUMMED: Final = "summed/"
+"""State under this prefix is what the drawn samples add to a private step, until it is taken."""
 TALLY: Final = "tally/"
 """State under this prefix adds up over the steps of a round, and is told when it ends."""
 
@@ -97,6 +100,7 @@ class TrainingSpec:
     proximal: float = 0.0  # FedProx's pull towards the round's first tensors; 0: none
     scaffold: bool = False  # every step is corrected by control variates; plain sgd only
     local_epochs: int = 1
+    privacy: ExamplePrivacy | None = None  # of single samples; batch_size is then an expectation
 
     def __post_init__(self) -> None:
         error = ManifestError
@@ -111,6 +115,17 @@ class TrainingSpec:
         if self.scaffold and (self.optimizer != "sgd" or self.momentum):
             raise error("training.scaffold: expected sgd without momentum beside it")
         _checks.integer("training.local_epochs", self.local_epochs, 1, MAX_EPOCHS, error)
+        if self.privacy is None:
+            return
+        if not isinstance(self.privacy, ExamplePrivacy):
+            raise error("training.privacy: expected an ExamplePrivacy or None")
+        if self.scaffold:
+            raise error("training.privacy: expected no control variates (scaffold) beside it")
+        if self.privacy.fewest_samples < self.batch_size:
+            raise error(
+                f"privacy.fewest_samples: expected at least batch_size = {self.batch_size}, found "
+                f"{self.privacy.fewest_samples}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +175,8 @@ class Manifest:
         object.__setattr__(self, "personal", _personal(self.personal, self.trainable))
         if self.split is not None and not isinstance(self.split, SplitSpec):
             raise error("split: expected a SplitSpec or None")
+        if self.split is not None and self.training.privacy is not None:
+            raise error("training.privacy: expected none of a split network, which sends features")
         object.__setattr__(self, "inputs", _inputs(self.inputs))
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
@@ -190,7 +207,8 @@ class Manifest:
                 "state": self.state.to_json(),
                 "inputs": [[name, spec.dtype, spec.shape] for name, spec in self.inputs],
                 "preprocessing": {name: getattr(pre, name) for name in _PREPROCESSING},
-                "training": {name: getattr(train, name) for name in _TRAINING},
+                "training": {name: getattr(train, name) for name in _TRAINING}
+                | {"privacy": None if train.privacy is None else train.privacy.to_json()},
                 "personal": self.personal,
                 "split": None if self.split is None else self.split.to_json(),
                 "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in self.pairs],
@@ -242,13 +260,16 @@ def _manifest(value: object) -> Manifest:
     error = ManifestError
     fields = dict(_checks.keys("manifest", value, _FIELDS, error))
     pre = _checks.keys("preprocessing", fields["preprocessing"], _PREPROCESSING, error)
-    training = _checks.keys("training", fields["training"], _TRAINING, error)
+    names = (*_TRAINING, "privacy")
+    training = dict(_checks.keys("training", fields["training"], names, error))
     inputs = _checks.sequence("inputs", fields["inputs"], MAX_INPUTS, error)
     files = _checks.mapping("files", fields["files"], error)
     fields["trainable"] = ParamSpec.from_json(fields["trainable"])
     fields["state"] = ParamSpec.from_json(fields["state"])
     fields["inputs"] = tuple(named_spec_from_json(row) for row in inputs)
     fields["preprocessing"] = Preprocessing(**pre)
+    if training["privacy"] is not None:
+        training["privacy"] = ExamplePrivacy.from_json(training["privacy"])
     fields["training"] = TrainingSpec(**training)
     if fields["split"] is not None:
         fields["split"] = SplitSpec.from_json(fields["split"])

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from flwr.app import Message, RecordDict
@@ -24,11 +25,18 @@ Serve = Callable[[list[tuple[str, str, bytes]]], Iterable[tuple[str, bytes | Exc
 
 class InProcessGrid(Grid):
     """A Grid whose nodes are `clients`. `serve` gets all messages that wait at once, in the order
-    in which they were pushed, so that it may run them one by one or many in a cohort."""
+    in which they were pushed, so that it may run them one by one or many in a cohort. `said` is
+    what clients answer when they are asked what they are, packed readinesses."""
 
-    def __init__(self, clients: Sequence[str], serve: Serve) -> None:
+    def __init__(
+        self,
+        clients: Sequence[str],
+        serve: Serve,
+        said: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         self._names = dict(enumerate(clients, start=_SERVER_NODE + 1))
         self._serve = serve
+        self._said = said
         self._pending: dict[str, Message] = {}
         self._count = 0
         self.set_run(Run.create_empty(_RUN_ID))
@@ -79,7 +87,7 @@ class InProcessGrid(Grid):
                 continue  # `serve` knows clients by name: the second message waits for its turn
             message = self._pending.pop(message_id)
             if message.metadata.message_type == envelope.HELLO:
-                yield make_reply(message, name, b"")
+                yield make_reply(message, name, self._said.get(name, b""))
             else:
                 work[name] = message
         kinds = {message_type: kind for kind, message_type in envelope.MESSAGE_TYPES.items()}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.bundles import recipe_of, sign_bundle, split_spec, write_bundle
+from coordinator.example_accounting import require_example_budget
 from coordinator.job import Job, dump_job, load_job
 from coordinator.journal import Journal
 from coordinator.privacy import Privacy
@@ -35,6 +36,7 @@ from simulations.progress import ProgressListener, SilentProgress
 from simulations.setup import (
     Setup,
     client_flops,
+    example_notes,
     load_job_data,
     local_passes_per_round,
     passes_per_round,
@@ -57,7 +59,7 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
 
     Raises:
         DataError, PartitionError, BackboneError, MethodError: the job does not fit together.
-        JobError: its privacy cannot be met.
+        JobError: its privacy cannot be met, or that of single samples costs more than allowed.
         RunFolderError: `out` holds a run of another job.
         JournalError: its journal cannot be gone on with.
     """
@@ -67,6 +69,7 @@ def simulate(job: Job, out: Path, *, progress: ProgressListener | None = None) -
     if job.privacy.is_private:
         progress.stage("looking for the noise that the privacy budget asks for")
         Privacy.of(job)
+    require_example_budget(job)
     out.mkdir(parents=True, exist_ok=True)
     setup = set_up(job, progress)
     key = new_key()
@@ -104,6 +107,7 @@ def build_bundle(job: Job, out: Path, key: Ed25519PrivateKey | None = None) -> P
 
     Raises: as `simulate`, before anything is run.
     """
+    require_example_budget(job)
     dataset = load_job_data(job)
     recipe = recipe_of(job, len(dataset.class_names))
     split = compile_split(recipe, lanes=job.split.lanes) if job.is_split else None
@@ -137,7 +141,7 @@ def _summary(
         client_flops=client_flops(setup, merged),
         passed_samples=round(merged * (passes_per_round(setup) + local_passes_per_round(setup))),
         per_client=_per_client(setup, reports),
-        notes=(*setup.federation.notes, *_privacy_notes(job)),
+        notes=(*setup.federation.notes, *_privacy_notes(job), *example_notes(setup)),
     )
     return summary_of(job, reports, played, wall_seconds=wall_seconds) | {
         "partition": job.data.partition,

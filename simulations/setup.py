@@ -71,6 +71,7 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     Raises:
         DataError, PartitionError: the data are missing, broken, or cannot be dealt out like this.
         BackboneError, MethodError, CompileError: as `tuning.compiler.compile_recipe`.
+    Of a job with private samples no client may be too small to take part in any round.
     """
     progress.stage(f"loading {job.data.dataset}")
     dataset = load_job_data(job)
@@ -84,6 +85,7 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
         seed=job.job.seed,
     )
     recipe = recipe_of(job, len(dataset.class_names))
+    _require_eligible(job, federation)
     progress.stage("compiling the training step")
     split = compile_split(recipe, lanes=job.split.lanes) if job.is_split else None
     compiled = split.device if split else compile_recipe(recipe)
@@ -97,6 +99,25 @@ def set_up(job: Job, progress: ProgressListener) -> Setup:
     )
 
 
+def example_notes(setup: Setup) -> tuple[str, ...]:
+    """What there is to say of the privacy of single samples beside its figures."""
+    privacy = setup.recipe.training.privacy
+    if privacy is None:
+        return ()
+    counts = {client.id: len(client.fit["labels"]) for client in setup.federation.clients}
+    small = sorted(name for name, count in counts.items() if count < privacy.fewest_samples)
+    notes = [
+        "privacy of samples: a simulation draws batches and noise from the job's seed, so that it "
+        "can be repeated; the guarantee is that of the same job on devices, whose draws are secret"
+    ]
+    if small:
+        notes.append(
+            f"privacy of samples: {len(small)} clients hold fewer than rounds.min_samples = "
+            f"{privacy.fewest_samples} samples and take no part: {', '.join(small)}"
+        )
+    return tuple(notes)
+
+
 def passes_per_round(setup: Setup) -> float:
     """How often a round trains on each sample of the clients that take part, on average.
 
@@ -105,6 +126,9 @@ def passes_per_round(setup: Setup) -> float:
     training = setup.job.training
     most = training.local_steps * training.batch_size or math.inf
     held, kept = _held_and_kept(setup)
+    if setup.recipe.training.privacy is not None:
+        # A step draws a batch on average, however many samples there are.
+        return most * len(held) / sum(held)
     return sum(min(count * training.local_epochs, most) for count in kept) / sum(held)
 
 
@@ -137,3 +161,17 @@ def _held_and_kept(setup: Setup) -> tuple[list[int], list[int]]:
         return held, held
     section = setup.job.split
     return held, [kept_count(count, section.keep, section.drop) for count in held]
+
+
+def _require_eligible(job: Job, federation: Federation) -> None:
+    """Enough clients hold what their samples' privacy is accounted for, or a round would wait."""
+    if not job.example_privacy.is_private:
+        return
+    largest = sorted((len(client.fit["labels"]) for client in federation.clients), reverse=True)
+    needed = max(job.rounds.min_clients, 1)
+    if sum(count >= job.rounds.min_samples for count in largest) < needed:
+        raise DataError(
+            f"rounds.min_samples = {job.rounds.min_samples}: expected {needed} or more clients "
+            f"that hold so many samples, as their privacy is accounted for; the largest hold "
+            f"{', '.join(map(str, largest[:needed]))}"
+        )

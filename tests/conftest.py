@@ -7,6 +7,7 @@ and the cache of compiled jobs is one folder for the whole session.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -223,6 +224,37 @@ def tiny_job(tiny_vit: Path, request: pytest.FixtureRequest) -> Callable[..., An
         backbone = BackboneSection(name="", path=str(folder))
         given = {"data": data, "training": training, "backbone": backbone} | sections
         return Job(method=MethodSpec(name=method, settings=settings or {}), **given)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def private_options(tiny_job: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """What makes a tiny job's samples private: options of `tiny_job`, `make_bundle` and others.
+
+    Jobs that differ in steps and rounds alone share compiled steps.
+    """
+    from coordinator.example_privacy_section import ExamplePrivacySection
+    from coordinator.sections import RoundsSection, UpdateSection
+
+    def make(
+        *,
+        kind: str = "image",
+        optimizer: str = "sgd",
+        noise: float = 2.0,
+        clip: float = 0.5,
+        steps: int = 3,
+        rounds: int = 2,
+    ) -> dict[str, Any]:
+        plain = tiny_job(kind=kind, optimizer=optimizer)
+        return {
+            "kind": kind,
+            "data": dataclasses.replace(plain.data, held_out=0.0),
+            "training": dataclasses.replace(plain.training, local_steps=steps, proximal=0.5),
+            "update": UpdateSection(metrics=""),
+            "rounds": RoundsSection(count=rounds, min_samples=BATCH),
+            "example_privacy": ExamplePrivacySection(noise_multiplier=noise, clip=clip, delta=1e-3),
+        }
 
     return make
 

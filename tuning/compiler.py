@@ -93,17 +93,18 @@ def cohort_graph(compiled: Compiled, recipe: Recipe, clients: int) -> Path:
     if path.is_file():
         return path
     from tuning import graphs
-    from tuning.ports import step_examples, step_graph
+    from tuning.ports import COMMON, step_examples, step_graph
+    from tuning.private_step import private_cohort_step
     from tuning.step import cohort_step
 
     backbone, tuned = recipe.build()
     examples = {
-        name: value.unsqueeze(0).repeat(clients, *([1] * value.dim()))
+        name: value if name in COMMON else value.unsqueeze(0).repeat(clients, *([1] * value.dim()))
         for name, value in step_examples(backbone, tuned, recipe).items()
-        if name != "learning_rate"
     }
+    make = cohort_step if recipe.training.privacy is None else private_cohort_step
     try:
-        model = step_graph(tuned, cohort_step(tuned, recipe.training), examples)
+        model = step_graph(tuned, make(tuned, recipe.training), examples)
     except CompileError as fault:
         raise CompileError(
             "this method cannot train many clients in one graph, take "
@@ -122,12 +123,14 @@ def _compile_into(folder: Path, recipe: Recipe) -> None:
     from tuning import graphs, inference
     from tuning.flops import step_flops
     from tuning.ports import prefixed, split_names, step_examples, step_graph
+    from tuning.private_step import private_step
     from tuning.step import evaluation, training_step
 
     backbone, tuned = recipe.build()
     trainable, frozen = tuned.parameters(), tuned.frozen()
     examples = step_examples(backbone, tuned, recipe)
-    train = step_graph(tuned, training_step(tuned, recipe.training), examples)
+    make = training_step if recipe.training.privacy is None else private_step
+    train = step_graph(tuned, make(tuned, recipe.training), examples)
 
     batch = {name: value for name, value in examples.items() if name.startswith("batch/")}
     labels = {"labels": examples["labels"]}

@@ -2,7 +2,7 @@
 """The ports of compiled graphs: names, example inputs, and functions of them.
 
 A port is named for what it carries: `trainable/NAME`, `state/NAME`, `frozen/NAME`, `batch/NAME`,
-and `new/...` for what a step gives back.
+`noise/NAME` of a private step, and `new/...` for what a step gives back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuning.methods import Tuned
     from tuning.recipe import Recipe
 
+# Ports without a client axis in a cohort's graph.
+COMMON: Final = ("learning_rate", "trained")
 EXAMPLE_ROWS: Final = 4  # what a graph of any batch size is traced with; 0 and 1 are special there
 
 
@@ -28,12 +30,21 @@ def step_examples(backbone: Backbone, tuned: Tuned, recipe: Recipe) -> dict[str,
     trainable = tuned.parameters()
     state = initial_state(tuned, recipe.training)
     samples = recipe.training.batch_size
+    draws: dict[str, torch.Tensor] = {}
+    if recipe.training.privacy is not None:
+        noise = {name: torch.zeros_like(value) for name, value in trainable.items()}
+        draws = {
+            **prefixed("noise/", noise),
+            "applies": torch.ones(()),
+            "trained": torch.ones(len(trainable)),
+        }
     return {
         **prefixed("trainable/", trainable),
         **prefixed("state/", state),
         **prefixed("batch/", example_batch(backbone, samples)),
         "labels": torch.arange(samples) % recipe.classes,
         "weight": torch.ones(samples),
+        **draws,
         "learning_rate": torch.tensor(recipe.training.learning_rate),
     }
 
@@ -50,11 +61,12 @@ def example_batch(backbone: Backbone, samples: int) -> dict[str, torch.Tensor]:
 
 
 def step_graph(tuned: Tuned, step: Any, examples: Mapping[str, torch.Tensor]) -> Any:
-    """The graph of a training step, of one client or a cohort. Raises: CompileError."""
-    examples = {**examples, "learning_rate": torch.tensor(0.0)}
+    """The graph of a training step, private or not, of one client or a cohort, from examples of
+    all its ports but frozen weights. Raises: CompileError."""
 
     def function(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = split_names(named)
+        draws = (parts["noise"], named["applies"], named["trained"]) if parts["noise"] else ()
         updated, kept, loss = step(
             parts["trainable"],
             parts["state"],
@@ -62,6 +74,7 @@ def step_graph(tuned: Tuned, step: Any, examples: Mapping[str, torch.Tensor]) ->
             parts["batch"],
             named["labels"],
             named["weight"],
+            *draws,
             named["learning_rate"],
         )
         return prefixed("new/trainable/", updated) | prefixed("new/state/", kept) | {"loss": loss}
@@ -78,7 +91,7 @@ def step_graph(tuned: Tuned, step: Any, examples: Mapping[str, torch.Tensor]) ->
 def split_names(named: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Port names split at their first slash: {"trainable": {...}, "frozen": {...}, ...}."""
     parts: dict[str, dict[str, torch.Tensor]] = {
-        part: {} for part in ("trainable", "state", "frozen", "batch", "mask")
+        part: {} for part in ("trainable", "state", "frozen", "batch", "mask", "noise")
     }
     for name, value in named.items():
         part, slash, rest = name.partition("/")

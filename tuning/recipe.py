@@ -88,9 +88,12 @@ class Recipe:
 
 
 def _without_plan_settings(training: TrainingSpec) -> dict[str, Any]:
-    """What the graph fixes; learning rate and epochs are a plan's to say."""
+    """What the graph fixes; learning rate and epochs are a plan's to say, and so are the steps and
+    the samples of private training."""
     settings = dataclasses.asdict(training)
     del settings["learning_rate"], settings["local_epochs"]
+    if training.privacy is not None:
+        settings["privacy"] = [training.privacy.noise_multiplier, training.privacy.clip]
     return settings
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.func import functional_call, grad_and_value, vmap
 
-from protocol.manifest import TALLY
+from protocol.manifest import SUMMED, TALLY
 from tuning import optimizers
 
 if TYPE_CHECKING:
@@ -55,9 +55,14 @@ def logits(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> torch
 
 
 def initial_state(tuned: Tuned, spec: TrainingSpec) -> dict[str, torch.Tensor]:
-    """What `training_step` reads before the first step: the optimizer's state, tallies at zero."""
-    tallies = {f"{TALLY}{name}": torch.zeros(size) for name, size in tuned.tallies.items()}
-    return optimizers.initial_state(spec, tuned.parameters()) | tallies
+    """What a step reads before the first: the optimizer's state, and beside it at zero tallies, or
+    of a private step, which counts nothing, its sums."""
+    parameters = tuned.parameters()
+    if spec.privacy is not None:
+        beside = {f"{SUMMED}{name}": torch.zeros_like(v) for name, v in parameters.items()}
+    else:
+        beside = {f"{TALLY}{name}": torch.zeros(size) for name, size in tuned.tallies.items()}
+    return optimizers.initial_state(spec, parameters) | beside
 
 
 def cross_entropies(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

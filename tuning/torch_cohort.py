@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from protocol.manifest import TALLY
 from protocol.tensors import NOTHING
+from tuning.private_step import private_cohort_step
 from tuning.step import cohort_step
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class TorchCohort:
 
     def __init__(self, tuned: Tuned, spec: TrainingSpec, *, device: str) -> None:
         self._device = torch.device(device)
-        self._step = cohort_step(tuned, spec)
+        make: Any = cohort_step if spec.privacy is None else private_cohort_step
+        self._step = make(tuned, spec)
         # Buffers that are not saved (position numbers) are reached through the module itself.
         tuned.module.to(self._device)
         self._frozen = {name: value.to(self._device) for name, value in tuned.frozen().items()}
@@ -46,17 +48,19 @@ class TorchCohort:
         weights = self._frozen | {
             name: self._frozen[name] + self._held(change) for name, change in offset.items()
         }
+        counted = [float(name not in frozen) for name in sorted(tensors)]
+        trained = torch.tensor(counted, device=self._device)
         losses = []
         with torch.no_grad():
             for step in steps:
                 held = {name: self._held(value) for name, value in step.items()}
-                batch = {
-                    name.removeprefix("batch/"): value
-                    for name, value in held.items()
-                    if name.startswith("batch/")
-                }
+                batch, noise = (
+                    {n.removeprefix(part): v for n, v in held.items() if n.startswith(part)}
+                    for part in ("batch/", "noise/")
+                )
+                private = (noise, held["applies"], trained) if noise else ()
                 moved, kept, loss = self._step(
-                    tensors, kept, weights, batch, held["labels"], held["weight"], rate
+                    tensors, kept, weights, batch, held["labels"], held["weight"], *private, rate
                 )
                 tensors = {n: tensors[n] if n in frozen else new for n, new in moved.items()}
                 losses.append(loss)

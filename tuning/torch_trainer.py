@@ -2,7 +2,8 @@
 """The second engine: the same method, data order and optimizer, run by torch itself.
 
 An ordinary training loop on the tuned module, for workstations with a GPU, for comparison, and as
-the other side of the parity test. It is what a torch user would write, not the traced step.
+the other side of the parity test. It is what a torch user would write, not the traced step; private
+training alone runs that step, as gradients of single samples need `torch.func`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from protocol.tensors import NOTHING
 from tuning import optimizers
 from tuning.step import cross_entropies
+from tuning.torch_private import PrivatePlan, fit_privately
 
 if TYPE_CHECKING:
     from protocol.manifest import TrainingSpec
@@ -31,17 +33,27 @@ BatchPlan = Callable[..., tuple[np.ndarray, np.ndarray]]
 class TorchTrainer:
     """Trains a tuned module in place, from given tensors to new ones.
 
-    `batch_plan` is `edge_runtime.batch_plan`, handed in by whoever runs clients.
+    `batch_plan` is `edge_runtime.batch_plan`, handed in by whoever runs clients, and so is
+    `private_plan`, which private training needs.
     """
 
     def __init__(
-        self, tuned: Tuned, spec: TrainingSpec, *, batch_plan: BatchPlan, device: str = "cpu"
+        self,
+        tuned: Tuned,
+        spec: TrainingSpec,
+        *,
+        batch_plan: BatchPlan,
+        private_plan: PrivatePlan | None = None,
+        device: str = "cpu",
     ) -> None:
         self._tuned = tuned
         self._spec = spec
         self._device = torch.device(device)
-        self._module = _with_fused_attention(tuned.module).to(self._device)
+        # Fused attention has no gradients of single samples.
+        module = tuned.module if spec.privacy else _with_fused_attention(tuned.module)
+        self._module = module.to(self._device)
         self._batch_plan = batch_plan
+        self._private_plan = private_plan
         parameters = dict(self._module.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_(False)
@@ -68,6 +80,8 @@ class TorchTrainer:
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """As `edge_runtime.OnnxTrainer.fit`."""
         self._load(tensors, offset)
+        if self._spec.privacy is not None:
+            return self._fit_privately(data, learning_rate, seed, frozen)
         held = {name: torch.from_numpy(value).to(self._device) for name, value in data.items()}
         labels = held.pop("labels")
         rng = np.random.default_rng(seed)
@@ -108,6 +122,34 @@ class TorchTrainer:
             for place, count in enumerate(counts)
         }
         return trained, {"loss": float(f"{float(total / weights.sum()):.6g}"), **counted}
+
+    def _fit_privately(
+        self,
+        data: Mapping[str, np.ndarray],
+        learning_rate: float,
+        seed: int,
+        frozen: Collection[str],
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """From the tensors that are loaded."""
+        if self._private_plan is None:
+            raise ValueError("private_plan: expected one, as the training is private; found None")
+        drawn = self._private_plan(len(data["labels"]), self._spec, seed)
+        names = [name for name in data if name != "labels"]
+        shapes = {name: tuple(value.shape) for name, value in self._trained.items()}
+        trained, losses = fit_privately(
+            self._tuned,
+            self._spec,
+            self._trained,
+            drawn.calls(data, names, shapes),
+            learning_rate=learning_rate,
+            left=frozen,
+            device=self._device,
+        )
+        tensors = {name: value.cpu().numpy().copy() for name, value in trained.items()}
+        samples = drawn.weights.sum(axis=1)
+        if not samples.any():
+            return tensors, {}
+        return tensors, {"loss": float(f"{float(losses @ samples / samples.sum()):.6g}")}
 
     def evaluate(
         self, tensors: Tensors, data: Mapping[str, np.ndarray], *, offset: Tensors = NOTHING

@@ -16,6 +16,7 @@ import numpy as np
 from coordinator.bundles import recipe_of, split_spec, write_bundle
 from coordinator.deployment import Deployment
 from coordinator.errors import DeploymentError
+from coordinator.example_accounting import require_example_budget
 from coordinator.job import Job, dump_job
 from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.registry import JobEntry
@@ -72,6 +73,7 @@ def submit(
         )
     deployment.jobs.require_new(name, job.hash())  # before minutes of compiling
     Privacy.of(job)
+    require_example_budget(job)
     folder = JobFolder(deployment.jobs_folder / name)
     new = deployment.jobs_folder / f".{name}{PARTIAL}"
     for left in (folder.path, new):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from client_sdk.example_privacy import charge
 from client_sdk.updates import (
     close_evaluation,
     close_update,
@@ -22,7 +23,8 @@ from client_sdk.updates import (
     variants_of,
 )
 from client_sdk.work import Work, open_plan
-from edge_runtime import batch_plan
+from edge_runtime import PrivateBatches, batch_plan, private_batches
+from edge_runtime.keystream import repeatable_keystream
 from edge_runtime.session import same
 from edge_runtime.trainer import initial_state, metrics_of, rounded
 from edge_runtime.training_loop import batch_of
@@ -66,8 +68,9 @@ class _Fit:
 
     client: PreparedClient
     work: Work
-    indices: np.ndarray  # [steps, batch]
+    indices: np.ndarray  # [steps, batch]; of private training a step is a call
     weights: np.ndarray  # [steps, batch]
+    drawn: PrivateBatches | None = None
 
 
 _Evaluation = tuple[PreparedClient, Work]
@@ -92,6 +95,7 @@ class CohortClients:
         self._evaluate_samples = evaluate_samples
         self._clients = {client.id: client for client in clients}
         self._names = [name for name, _ in manifest.inputs]
+        self._shapes = {name: spec.shape for name, spec in manifest.trainable.entries}
         self._offset: Mapping[str, np.ndarray] = NOTHING
 
     def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
@@ -102,6 +106,7 @@ class CohortClients:
             client = self._clients[name]
             try:
                 opened = open_plan(blob, self._manifest, self._initial, client.memory)
+                charge(opened.plan, self._manifest, sample_count(client.fit), client.memory)
             except Exception as fault:
                 # As on a device: the coordinator hears of it, and the round goes on.
                 yield name, fault
@@ -113,19 +118,26 @@ class CohortClients:
             if plan.task == "evaluate":
                 evaluations.append((client, opened))
                 continue
-            indices, weights = batch_plan(
-                sample_count(client.fit),
-                self._manifest.training.batch_size,
-                plan.local_epochs,
-                np.random.default_rng(plan.seed),
-                most_steps=plan.local_steps,
-            )
-            fits.append(_Fit(client, opened, indices, weights))
+            fits.append(self._planned(client, opened))
         # Longest first, then by name: the grouping depends on nothing but the work itself.
         fits.sort(key=lambda item: (-len(item.indices), item.client.id))
         for first in range(0, len(fits), self._size):
             yield from self._fit(fits[first : first + self._size])
         yield from self._evaluate(evaluations)
+
+    def _planned(self, client: PreparedClient, work: Work) -> _Fit:
+        plan, training, samples = work.plan, self._manifest.training, sample_count(client.fit)
+        if training.privacy is not None:
+            drawn = private_batches(samples, training, repeatable_keystream(plan.seed))
+            return _Fit(client, work, drawn.indices, drawn.weights, drawn)
+        indices, weights = batch_plan(
+            samples,
+            training.batch_size,
+            plan.local_epochs,
+            np.random.default_rng(plan.seed),
+            most_steps=plan.local_steps,
+        )
+        return _Fit(client, work, indices, weights)
 
     def _fit(self, group: Sequence[_Fit]) -> Iterator[tuple[str, bytes | Exception]]:
         # Places without a client repeat the first one's data at weight 0.
@@ -170,7 +182,24 @@ class CohortClients:
             yield {
                 **{name: np.stack([row[name] for row in rows]) for name in rows[0]},
                 "weight": weight,
+                **self._noise(places[:filled], number),
             }
+
+    def _noise(self, group: Sequence[_Fit], number: int) -> dict[str, np.ndarray]:
+        """What private calls read beside their samples; a client that has none left is at rest."""
+        if self._manifest.training.privacy is None:
+            return {}
+        applies = np.zeros(self._size, np.float32)
+        noise = {
+            f"noise/{name}": np.zeros((self._size, *shape), np.float32)
+            for name, shape in self._shapes.items()
+        }
+        for place, item in enumerate(group):
+            if item.drawn is not None and number < len(item.indices) and item.drawn.applies[number]:
+                applies[place] = 1
+                for name, value in item.drawn.noise(number, self._shapes).items():
+                    noise[f"noise/{name}"][place] = value
+        return {"applies": applies, **noise}
 
     def _evaluate(self, group: Sequence[_Evaluation]) -> Iterator[tuple[str, bytes | Exception]]:
         """All held-out samples in one go, where the tensors are the same for every client."""

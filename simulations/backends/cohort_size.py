@@ -53,7 +53,9 @@ def cohort_size(
         seconds = _known(compiled)
         if not seconds and long and at_once > min(CANDIDATES):
             seconds = _measure(compiled, recipe)
-        fitting = max(CACHE_BYTES // (4 * compiled.trainable.nbytes), 1)
+        # A private step has the gradients of every sample of the batch.
+        gradients = recipe.training.batch_size if recipe.training.privacy else 1
+        fitting = max(CACHE_BYTES // ((3 + gradients) * compiled.trainable.nbytes), 1)
         default = min(DEFAULT_SIZE, fitting)
         largest = min(seconds, key=lambda size: seconds[size]) if seconds else default
     return math.ceil(at_once / math.ceil(at_once / largest))
@@ -87,6 +89,10 @@ def _seconds_per_client(compiled: Compiled, recipe: Recipe, size: int) -> float:
     }
     step["labels"] = np.zeros((size, batch), np.int64)
     step["weight"] = np.ones((size, batch), np.float32)
+    if recipe.training.privacy is not None:
+        step["applies"] = np.ones(size, np.float32)
+        for name, spec in compiled.trainable.entries:
+            step[f"noise/{name}"] = np.zeros((size, *spec.shape), np.float32)
     tensors, state = (
         {name: np.zeros((size, *part.shape), part.dtype) for name, part in spec.entries}
         for spec in (compiled.trainable, compiled.state)

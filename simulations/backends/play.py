@@ -19,15 +19,21 @@ from coordinator.journal import Journal
 from coordinator.reports import RoundReport
 from coordinator.rounds import Result, run_rounds
 from coordinator.run import Credentials
-from edge_runtime import batch_plan, preprocess
+from edge_runtime import PrivateBatches, batch_plan, preprocess, private_batches
 from edge_runtime.bundle import Bundle
+from edge_runtime.keystream import repeatable_keystream
 from edge_runtime.trainer import OnnxTrainer
 from edge_runtime.training_loop import TrainingLoop
-from protocol.manifest import Manifest
+from protocol.manifest import Manifest, TrainingSpec
 from protocol.tensors import Tensors
 from simulations.backends.cohort import CohortClients, CohortLoop
 from simulations.backends.cohort_size import cohort_size
-from simulations.backends.prepared import MEMORY_FOLDER, PreparedClient, prepare
+from simulations.backends.prepared import (
+    MEMORY_FOLDER,
+    PreparedClient,
+    prepare,
+    readiness_of,
+)
 from simulations.backends.sequential import SequentialClients
 from simulations.backends.split import LocalBodies
 from simulations.backends.summing import SummingClients
@@ -85,7 +91,9 @@ def _play(
     wrap: Wrap,
     bodies: LocalBodies | None,
 ) -> Result:
-    trainer: Any = bodies.tester() if bodies else OnnxTrainer(bundle)
+    trainer: Any = (
+        bodies.tester() if bodies else OnnxTrainer(bundle, keystream=repeatable_keystream)
+    )
     federation, preprocessing = setup.federation, bundle.manifest.preprocessing
     test = preprocess(preprocessing, federation.test)
     results: list[Result] = []
@@ -144,7 +152,8 @@ def _play(
         names = [client.id for client in clients]
         memories = {client.id: client.memory for client in clients if client.memory is not None}
         summing = SummingClients(wrap(serve, bundle.manifest), memories)
-        grid = InProcessGrid(names, summing.serve)
+        said = {client.id: readiness_of(client.fit, client.held_out) for client in clients}
+        grid = InProcessGrid(names, summing.serve, said)
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together
         rounds(FlowerLink(grid, clients=len(clients), window=window), summing.credentials)
@@ -164,7 +173,11 @@ def _local_clients(
 
         _, tuned = setup.recipe.build()
         torch_trainer = TorchTrainer(
-            tuned, training, batch_plan=batch_plan, device=simulation.device
+            tuned,
+            training,
+            batch_plan=batch_plan,
+            private_plan=_private_plan,
+            device=simulation.device,
         )
         return SequentialClients(manifest, bundle.initial(), torch_trainer, clients).serve, 1
 
@@ -186,6 +199,10 @@ def _local_clients(
         )
         evaluate = torch_trainer.evaluate_samples
     return CohortClients(manifest, bundle.initial(), loop, size, evaluate, clients).serve, size
+
+
+def _private_plan(samples: int, training: TrainingSpec, seed: int) -> PrivateBatches:
+    return private_batches(samples, training, repeatable_keystream(seed))
 
 
 def _play_on_ray(

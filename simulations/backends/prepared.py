@@ -13,6 +13,8 @@ from client_sdk.memory import ClientMemory
 from client_sdk.updates import sample_count
 from edge_runtime import preprocess
 from protocol.manifest import Preprocessing
+from protocol.readiness import Readiness, pack_readiness
+from protocol.tensors import Tensors
 from simulations.clients import ClientData
 
 MEMORY_FOLDER: Final = "memory"
@@ -37,3 +39,10 @@ def prepare(
     held_out = preprocess(preprocessing, client.held_out) if sample_count(client.held_out) else {}
     fit = preprocess(preprocessing, client.fit)
     return PreparedClient(id=client.id, fit=fit, held_out=held_out, memory=memory)
+
+
+def readiness_of(fit: Tensors, held_out: Tensors) -> bytes:
+    """What a client with such data says when it is asked what it is: `rounds.min_samples` goes by
+    it."""
+    told = Readiness(samples=sample_count(fit), held_out=sample_count(held_out))
+    return pack_readiness(told)

@@ -32,7 +32,7 @@ from client_sdk.updates import Trainer, respond, sample_count
 from edge_runtime.preprocessing import apply
 from protocol.manifest import Manifest
 from protocol.tensors import Tensors
-from simulations.backends.prepared import MEMORY_FOLDER
+from simulations.backends.prepared import MEMORY_FOLDER, readiness_of
 from simulations.errors import SimulationError
 
 _ENVIRONMENT: Final = {
@@ -60,10 +60,12 @@ OpenEngine = Callable[[str], Engine]
 def onnx_engine(bundle_folder: str) -> Engine:
     """The signed bundle, run by onnxruntime on one thread a worker."""
     from edge_runtime.bundle import open_bundle
+    from edge_runtime.keystream import repeatable_keystream
     from edge_runtime.trainer import OnnxTrainer
 
     bundle = open_bundle(Path(bundle_folder), public_key=None)
-    return Engine(bundle.manifest, bundle.initial(), OnnxTrainer(bundle, threads=1))
+    trainer = OnnxTrainer(bundle, threads=1, keystream=repeatable_keystream)
+    return Engine(bundle.manifest, bundle.initial(), trainer)
 
 
 def write_client(run_folder: Path, number: int, name: str, fit: Tensors, held_out: Tensors) -> Path:
@@ -127,7 +129,7 @@ def _open_client(
             memory=FolderMemory.of(Path(run_folder) / MEMORY_FOLDER, name),
         )
 
-    return Client(name=name, answer=answer)
+    return Client(name=name, answer=answer, survey=lambda asked: readiness_of(fit, held_out))
 
 
 @functools.lru_cache(maxsize=1)

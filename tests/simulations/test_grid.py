@@ -22,7 +22,7 @@ from coordinator.flower_link import FlowerLink
 from coordinator.flower_messages import wrapped
 from coordinator.link import Failure, Outgoing
 from protocol import envelope
-from protocol.readiness import Readiness
+from protocol.readiness import Readiness, pack_readiness
 from protocol.rejection import RejectionCode
 from simulations.grid import InProcessGrid, Serve
 from simulations.server_app import make_server_app
@@ -51,6 +51,14 @@ def test_every_client_is_known_by_name_and_answers() -> None:
     for kind in ("fit", "evaluate"):
         answers = dict(link.exchange(outgoing(kind=kind)))
         assert answers == {client: f"{kind}:{client}".encode() for client in CLIENTS}
+
+
+def test_what_clients_say_of_themselves_is_heard() -> None:
+    said = {"c1": pack_readiness(Readiness(samples=7, held_out=2))}
+    grid = InProcessGrid(CLIENTS, echo, said)
+    heard = dict(FlowerLink(grid, clients=5, poll_s=0.001).survey(JOB))
+    assert heard.pop("c1") == Readiness(samples=7, held_out=2)
+    assert heard == dict.fromkeys(("c0", "c2", "c3", "c4"), Readiness())
 
 
 def test_all_messages_are_served_at_once_in_the_order_they_were_sent() -> None:
