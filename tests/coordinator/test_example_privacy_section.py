@@ -41,6 +41,14 @@ def test_private_job_says_what_a_device_may_be_asked_for() -> None:
     assert parse_job(dump_job(job), folder=HERE) == job
 
 
+@pytest.mark.parametrize(
+    "override", ["noise_multiplier=1.6", "clip=0.8", "delta=2e-4", "max_epsilon=90"]
+)
+def test_every_key_is_part_of_the_jobs_hash(override: str) -> None:
+    other = parse_job(PRIVATE, [f"example_privacy.{override}"], folder=HERE)
+    assert other.hash() != parse_job(PRIVATE, folder=HERE).hash()
+
+
 def test_job_without_noise_is_not_private_and_free_in_all_else() -> None:
     overrides = ["example_privacy.noise_multiplier=0", "data.held_out=0.5"]
     job = parse_job(PRIVATE, overrides, folder=HERE)
