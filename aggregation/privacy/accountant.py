@@ -308,7 +308,7 @@ def _rdp(mechanism: Mechanism) -> tuple[float, ...]:
         if fixed
         else NeighboringRelation.ADD_OR_REMOVE_ONE
     )
-    with _quiet():
+    with quiet():
         accountant.compose(_event(mechanism))
     return tuple(accountant.rdp.tolist())
 
@@ -328,7 +328,7 @@ def _event(mechanism: Mechanism) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The accountant warns of each Rényi order that it cannot compute and does without."""
     logger = logging.getLogger("absl")
     before = logger.level

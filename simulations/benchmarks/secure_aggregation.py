@@ -17,8 +17,10 @@ from aggregation.secure_aggregation.context import Context, Terms
 from aggregation.secure_aggregation.graph import COMPLETE_UP_TO
 from aggregation.secure_aggregation.outcomes import Aborted
 from aggregation.secure_aggregation.server_state import SecureSum, Stage
+from simulations.benchmarks.dp_sgd import dp_sgd_parity
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.flower_masks import mask_vs_flower
+from simulations.benchmarks.privacy_accounting import epsilon_error
 from simulations.benchmarks.runs import labelled
 from simulations.benchmarks.secure_job import secure_job_gap
 from simulations.progress import ProgressListener
@@ -59,6 +61,9 @@ def figures(progress: ProgressListener, *, quick: bool = False) -> list[Figure]:
     progress.stage("secure sums: masks")
     found += mask_vs_flower(values=values, bits=UPDATE_BITS)
     found.append(secure_job_gap(progress))
+    found.append(epsilon_error(progress))
+    progress.stage("private steps beside a loop over samples")
+    found.append(dp_sgd_parity())
     return labelled(found) if quick else found
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from aggregation.secure_aggregation import Aborted, Reason
 from simulations.benchmarks import secure_aggregation as bench
 from simulations.benchmarks.flower_masks import mask_vs_flower
+from simulations.benchmarks.secure_job import secure_job_gap
 from simulations.progress import SilentProgress
 
 
@@ -67,3 +70,12 @@ def test_masks_are_timed_beside_flowers() -> None:
     asked, wide = mask_vs_flower(values=2000, bits=15, repetitions=1)
     assert (asked.name, wide.name) == ("mask_vs_flower", "mask_vs_flower_32")
     assert asked.value > 0 and asked.target == ">= 4" and not wide.target
+
+
+@pytest.mark.slow
+def test_jobs_of_sums_are_beside_their_own_updates_in_the_clear(
+    tiny_vit: Path, cache_of_the_session: Path
+) -> None:
+    made = secure_job_gap(SilentProgress(), backbone=tiny_vit)
+    assert made.holds and 0 <= made.value < 0.01, made
+    assert "fedins" in made.note and "one-bit-adapter" in made.note

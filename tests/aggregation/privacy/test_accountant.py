@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,8 @@ from aggregation.privacy.accountant import (
     spent,
 )
 from aggregation.privacy.analytic_gaussian import gaussian_delta
+from simulations.benchmarks.privacy_accounting import SETTINGS, epsilon_error
+from simulations.progress import SilentProgress
 
 DELTA = 1e-5
 TABLE = [  # q, z, T, delta; epsilon by RDP and by PLD, as computed elsewhere
@@ -26,13 +29,6 @@ TABLE = [  # q, z, T, delta; epsilon by RDP and by PLD, as computed elsewhere
     (1.0, 5.0, 50, 1e-5, 7.0774, 6.5730),
     (0.001, 1.0, 2000, 1e-6, 0.8819, 0.2523),
 ]
-SETTINGS = [
-    *((q, z, T, delta) for q, z, T, delta, _, _ in TABLE),
-    (0.02, 1.1, 300, 1e-6), (0.1, 0.9, 20, 1e-5), (0.3, 1.5, 60, 1e-5), (0.5, 3.0, 40, 1e-4),
-    (0.005, 1.5, 100, 1e-7), (0.1, 2.0, 10, 1e-5), (0.25, 1.3, 1, 1e-5), (1.0, 1.0, 1, 1e-5),
-    (1.0, 20.0, 500, 1e-6), (0.9, 4.0, 30, 1e-5), (0.01, 2.0, 50, 1e-5), (0.2, 1.4, 15, 1e-6),
-    (0.1, 5.0, 200, 1e-5), (0.03, 1.2, 150, 1e-5), (0.7, 6.0, 100, 1e-5),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("q", "z", "T", "delta", "rdp", "pld"), TABLE)
@@ -60,8 +56,21 @@ def test_epsilon_is_that_of_dp_accounting(q, z, T, delta, caplog):
     assert not caplog.records, "orders that cannot be computed are nobody's concern"
 
 
-def test_there_are_twenty_settings():
-    assert len(set(SETTINGS)) == 20
+def test_the_figure_is_of_twenty_settings_and_holds():
+    assert len(set(SETTINGS)) == 20 and {row[:4] for row in TABLE} <= set(SETTINGS)
+    made = epsilon_error(SilentProgress())
+    assert made.holds and "20 settings" in made.note
+
+
+def test_the_figure_fails_where_too_little_is_accounted_for(monkeypatch):
+    from simulations.benchmarks import privacy_accounting
+
+    def cheap(history, delta):
+        return replace(spent(history, delta), epsilon=0.99 * spent(history, delta).epsilon)
+
+    monkeypatch.setattr(privacy_accounting, "spent", cheap)
+    monkeypatch.setattr(privacy_accounting, "SETTINGS", SETTINGS[:2])
+    assert epsilon_error(SilentProgress()).holds is False
 
 
 def test_what_is_logged_by_others_is_left_as_it_was():
