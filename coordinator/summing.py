@@ -8,6 +8,7 @@ a rejection; an attempt that cannot be opened leaves the round without updates, 
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -37,6 +38,8 @@ from coordinator.plans import Plans
 from protocol.keys import verifier
 from protocol.rejection import RejectionCode
 from protocol.summing import SumRequest, pack_sum_request
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,10 @@ class _Attempt:
         """Stage after stage, to the sum or to where it was given up."""
         state, messages = open_attempt(context)
         while True:
+            _log.info(
+                "round %d: secure sum, %s asked for their %s",
+                self._plans.number, len(messages), state.stage.name.lower(),
+            )  # fmt: skip
             for client, answer in self._exchanged(messages, state.stage):
                 if isinstance(answer, Failure):
                     self._refuse(client, answer)
