@@ -13,7 +13,7 @@ FIND_PYTHON = for python in $(PYTHON) python3.11 python3 python3.12 python3.13; 
 	&& echo "$$python" && break; done
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos clean
+.PHONY: help install demo test long check bench chaos clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: install  ## measure, and print the figures beside their targets
 	$(BIN)/fedloom bench split --out bench/split.json
 	$(BIN)/fedloom bench deployment --out bench/deployment.json
 	$(BIN)/fedloom bench simulation --out bench/simulation.json
+
+long: install  ## run the tests that the suite has no time for
+	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --dist worksteal -m long
 
 chaos: install  ## kill processes and break connections while a deployment runs
 	$(BIN)/python -m pytest -s -m chaos

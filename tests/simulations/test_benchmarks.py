@@ -133,6 +133,7 @@ def test_largest_difference_is_refused_when_names_differ() -> None:
 # Throughput and memory
 
 
+@pytest.mark.long
 def test_throughput_gives_both_ratios(tiny: throughput.Scale) -> None:
     sequential, central, *_ = throughput.throughput(QUIET, tiny)
     assert (sequential.name, central.name) == ("cohort_vs_sequential", "cohort_vs_central")
@@ -197,6 +198,7 @@ def test_central_gap_is_central_less_federated_in_points(tiny_job: MakeJob) -> N
     assert made.value == pytest.approx(100 * (central - federated), abs=0.02)
 
 
+@pytest.mark.long
 def test_text_central_gap_has_a_bag_of_words_beside_it(tiny_job: MakeJob) -> None:
     made = accuracy.text_central_gap(QUIET, two_rounds(tiny_job("lora", kind="text")))
     assert made.name == "text_central_gap" and made.target == "<= 5"
@@ -259,6 +261,7 @@ def test_an_idle_device_keeps_little_memory(cache_of_the_session: Path) -> None:
     assert re.search(r"\d+ \+ \d+ MiB; \d+ MiB in all$", made.note), made.note
 
 
+@pytest.mark.long
 def test_device_step_gives_the_worst_ratio(tiny_vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A ViT-B/16 takes a minute to compile; that there is a second network is what matters here.
     monkeypatch.setattr(device_step, "save_vit_base", lambda folder: tiny_vit)
@@ -300,14 +303,16 @@ def test_parameters_are_those_of_the_papers() -> None:
     assert "9,009,800 with 200" in pool.note and "8.3% and 10.5%" in pool.note
 
 
-def test_latency_holds_only_where_both_ratios_do(
-    tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.long
+def test_latency_is_that_of_both_branches(tiny_vit: Path) -> None:
     made = instance_latency.instance_latency_ratio(
         QUIET, repetitions=1, images=3, backbone=tiny_vit, base=False
     )
     assert made.name == "instance_latency_ratio" and made.value > 0
     assert "with the query branch" in made.note and "with known features" in made.note
+
+
+def test_latency_holds_only_where_both_ratios_do(monkeypatch: pytest.MonkeyPatch) -> None:
     for known, holds in ((1.1, True), (1.2, False)):
         timing = instance_latency.Timing(plain_s=1.0, with_query=2.0, known_query=known)
         monkeypatch.setattr(instance_latency, "latency", lambda *_, timing=timing: timing)
@@ -328,6 +333,7 @@ def test_help_seconds_is_the_difference() -> None:
     assert made.name == "help_seconds" and 0 < made.value < 30
 
 
+@pytest.mark.long
 def test_demo_accuracy_is_read_from_a_process_of_its_own(
     tiny_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

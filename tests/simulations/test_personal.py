@@ -68,7 +68,9 @@ def test_a_pattern_of_no_tensor_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("merger", ["weighted-mean", "counted-pool"])
+@pytest.mark.parametrize(
+    "merger", ["weighted-mean", pytest.param("counted-pool", marks=pytest.mark.long)]
+)
 def test_pools_agree_on_all_backends_and_are_counted(
     play_rounds: Callable[..., Any], merger: str
 ) -> None:

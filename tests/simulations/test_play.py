@@ -27,7 +27,9 @@ def bits(played: Any) -> bytes:
 FIVE = RoundsSection(count=5, evaluate_every=5)
 
 
-@pytest.mark.parametrize("method", ["lora", "one-bit-adapter"])
+@pytest.mark.parametrize(
+    "method", ["lora", pytest.param("one-bit-adapter", marks=pytest.mark.long)]
+)
 def test_cohort_equals_sequential_after_five_rounds(
     play_rounds: Callable[..., Any], method: str
 ) -> None:

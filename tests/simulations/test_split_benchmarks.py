@@ -78,6 +78,7 @@ def test_known_identities_hold(tiny_vit: Path, cache_of_the_session: Path) -> No
     assert made.value > 0, "two ways to compute are never bit for bit the same"
 
 
+@pytest.mark.long
 def test_the_rate_is_measured_over_a_real_stream(
     tiny_vit: Path, cache_of_the_session: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_cached_job_is_read_without_building_or_torch(
 
 
 # LoRA-SB's factors are computed, not drawn.
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora-sb"])
 def test_two_compilations_give_the_same_bytes(
     make_tuned: Callable[..., Any], tmp_path: Path, method: str
