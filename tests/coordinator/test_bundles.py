@@ -33,6 +33,7 @@ def test_recipe_has_what_decides_the_step() -> None:
     assert dataclasses.asdict(recipe.training) == {
         "batch_size": 6, "optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 0.1,
         "momentum": 0.5, "local_epochs": 2, "proximal": 0.3, "scaffold": False,
+        "privacy": None,
     }  # fmt: skip
 
 

@@ -231,7 +231,9 @@ def _with_false_shares(room, context, kind, *, liars):
             answer = room.tell(name, message)
             if state.stage is Stage.REVEALS and name in context.names[:liars]:
                 parsed = decode(answer)
-                false = tuple((owner, share ^ 1) for owner, share in getattr(parsed, kind))
+                # X25519 does not look at a secret's lowest bits; each liar has a bit of its own.
+                bit = 1 << (100 + context.names.index(name))
+                false = tuple((owner, share ^ bit) for owner, share in getattr(parsed, kind))
                 answer = encode(replace(parsed, **{kind: false}))
             state, fault = server.receive(state, name, answer, room.members.verify)
             assert fault is None
