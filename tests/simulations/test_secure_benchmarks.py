@@ -72,7 +72,7 @@ def test_masks_are_timed_beside_flowers() -> None:
     assert asked.value > 0 and asked.target == ">= 4" and not wide.target
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_of_sums_are_beside_their_own_updates_in_the_clear(
     tiny_vit: Path, cache_of_the_session: Path
 ) -> None:
