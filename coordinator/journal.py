@@ -10,6 +10,11 @@ A private round is charged for as it begins, in the same transaction, and its se
 until it is committed: whatever happens in between, no release is without its charge, none is
 charged twice, and the same updates get the same noise. Until then the file is as secret as that.
 
+A secure sum is written down as soon as it is opened, before anything is done with it: clients open
+one sum of a round and no other, so that it could not be had again. A round that has one is gone on
+with from there, and nobody is asked. It is erased when the round is committed, as a seed is: of a
+private round it is the sum before its noise.
+
 Deployments keep answers as well, each from when it comes to when its round is committed: training
 that a device has done once is not asked for again. Simulations do not, since a write to the disk an
 update would take longer than to train it.
@@ -25,7 +30,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,6 +38,7 @@ from typing import Any, Final, Self
 import numpy as np
 from safetensors.numpy import load, save
 
+from aggregation.packing import pack, unpack
 from aggregation.privacy.accountant import (
     Mechanism,
     mechanism_from_json,
@@ -41,8 +47,9 @@ from aggregation.privacy.accountant import (
 from coordinator.errors import JournalConflictError, JournalFormatError
 from protocol.rejection import Rejection
 from protocol.tensors import Tensors
+from protocol.update import UpdateHeader
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 _APPLICATION_ID: Final = 0x464C4A4E  # "FLJN": this file is one of ours
 _WAIT_S: Final = 10.0  # for another process that holds the file
 _WAIT_STEP_S: Final = 0.01
@@ -70,6 +77,10 @@ CREATE TABLE rejections (
 CREATE TABLE charges (
     job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, mechanism TEXT NOT NULL,
     clip REAL NOT NULL, seed BLOB, PRIMARY KEY (job, round)
+);
+CREATE TABLE sums (
+    job TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, bits INTEGER NOT NULL,
+    length INTEGER NOT NULL, packed BLOB NOT NULL, about TEXT NOT NULL, PRIMARY KEY (job, round)
 );
 """
 
@@ -112,6 +123,21 @@ class Charge:
     clip: float
     seed: bytes = field(repr=False)
     """Of the draw and of the noise; empty once the round is committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSum:
+    """A round's secure sum, and all that the rest of the round needs beside it."""
+
+    values: np.ndarray = field(repr=False)
+    """[length], of the type that `aggregation.packing.word_type` gives for `bits`."""
+    bits: int
+    members: Mapping[str, tuple[UpdateHeader, int]]
+    """Whose updates it is of, in order: what each answered, and the bytes that it sent in all."""
+    rejections: Sequence[Rejection]
+    uplink_bytes: int
+    downlink_bytes: int
+    """Of the whole round, as its rejections are."""
 
 
 class Journal:
@@ -305,6 +331,48 @@ class Journal:
         rows = self._db.execute(query, (job,))
         return [Kept(client=client, round=round, nonce=nonce) for client, round, nonce in rows]
 
+    def keep_sum(self, job: str, round: int, opened: OpenedSum) -> None:
+        """Write a round's sum down; it is on the disk when this returns.
+
+        Raises: JournalConflictError for a round that is committed already, or has a sum.
+        """
+        packed = pack(opened.values, opened.bits)
+        row = (job, round, opened.bits, opened.values.size, packed, _about_text(opened))
+        with self._transaction():
+            self._refuse_committed(job, round)
+            try:
+                self._db.execute("INSERT INTO sums VALUES (?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError as error:
+                raise JournalConflictError(
+                    f"{self._path}: a sum of round {round} is kept already ({error})"
+                ) from error
+
+    def keeps_sum(self, job: str, round: int) -> bool:
+        """Whether a round that is not committed has its sum."""
+        query = "SELECT 1 FROM sums WHERE job = ? AND round = ?"
+        return self._db.execute(query, (job, round)).fetchone() is not None
+
+    def opened_sum(self, job: str, round: int) -> OpenedSum | None:
+        """The sum of a round that is not committed; None where none was opened."""
+        row = self._db.execute(
+            "SELECT bits, length, packed, about FROM sums WHERE job = ? AND round = ?",
+            (job, round),
+        ).fetchone()
+        if row is None:
+            return None
+        bits, length, packed, about = row
+        told = json.loads(about)
+        return OpenedSum(
+            values=unpack(packed, length, bits),
+            bits=bits,
+            members={
+                fields["client"]: (UpdateHeader(**fields), size) for fields, size in told["members"]
+            },
+            rejections=[Rejection(**fields) for fields in told["rejections"]],
+            uplink_bytes=told["uplink_bytes"],
+            downlink_bytes=told["downlink_bytes"],
+        )
+
     def commit_round(
         self,
         job: str,
@@ -320,7 +388,7 @@ class Journal:
         """Write all that a round gave, or nothing of it.
 
         `moments` are what the server remembers beside the tensors; they may be empty. Answers to
-        the nonces `settled`, merged or not, are let go.
+        the nonces `settled`, merged or not, are let go. The round's seed and its sum are erased.
 
         Raises: JournalConflictError for a round that is committed already, or not begun, and for
             an update that was counted before.
@@ -352,15 +420,33 @@ class Journal:
             self._db.executemany(
                 "DELETE FROM answers WHERE nonce = ?", [(nonce,) for nonce in settled]
             )
-            # Who reads the file later learns nothing of the noise.
-            self._db.execute(
-                "UPDATE charges SET seed = NULL WHERE job = ? AND round = ?", (job, round)
-            )
+            erased = self._erase(job, round)
             if self._keep:
                 self._db.execute(
                     "UPDATE rounds SET tensors = NULL, moments = NULL WHERE job = ? AND round <= ?",
                     (job, round - self._keep),
                 )
+        if erased:
+            # What was erased still stands in the log of changes until that begins anew. Whoever
+            # reads the file at this moment puts that off to the next round, or to the end.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _erase(self, job: str, round: int) -> bool:
+        """Who reads the file later learns nothing of a round's noise; whether there was any, or a
+        sum."""
+        seeds = self._db.execute(
+            "UPDATE charges SET seed = NULL WHERE job = ? AND round = ?", (job, round)
+        ).rowcount
+        # Pages that a long value leaves are overwritten as well: of all else that would be a second
+        # write for nothing.
+        self._db.execute("PRAGMA secure_delete = ON")
+        try:
+            sums = self._db.execute(
+                "DELETE FROM sums WHERE job = ? AND round = ?", (job, round)
+            ).rowcount
+        finally:
+            self._db.execute("PRAGMA secure_delete = FAST")
+        return bool(seeds or sums)
 
     def reports(self, job: str) -> list[dict[str, Any]]:
         """The committed rounds' reports, in order."""
@@ -414,7 +500,7 @@ class Journal:
         self._use_wal()
         self._db.execute("PRAGMA synchronous = FULL")  # a committed round survives a power cut
         self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.execute("PRAGMA secure_delete = FAST")  # a seed that is let go is overwritten
+        self._db.execute("PRAGMA secure_delete = FAST")  # what a page loses is overwritten
         if self._marks()[0] == 0:
             with self._transaction():
                 # Again, inside: who follows a job may open its journal while it is made.
@@ -471,3 +557,13 @@ class Journal:
 
 def _mechanism_text(charge: Charge) -> str:
     return json.dumps(mechanism_to_json(charge.mechanism), allow_nan=False)
+
+
+def _about_text(opened: OpenedSum) -> str:
+    content = {
+        "members": [(asdict(header), size) for header, size in opened.members.values()],
+        "rejections": [asdict(rejection) for rejection in opened.rejections],
+        "uplink_bytes": opened.uplink_bytes,
+        "downlink_bytes": opened.downlink_bytes,
+    }
+    return json.dumps(content, allow_nan=False)

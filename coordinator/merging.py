@@ -97,22 +97,22 @@ class Step:
     def add_sum(self, plans: Plans, terms: Terms, trained: Sequence[tuple[Admitted, int]]) -> None:
         """Merge what a secure sum of those clients comes to, each of the same weight.
 
-        `trained`: their answers to the plans, which hold no tensors, and their sizes.
+        `trained`: their answers to the plans, which hold no tensors, and their sizes; nobody's are
+        needed where the journal has the sum.
         """
         codec = self._run.uplink
         if not isinstance(codec, SumCodec):
             raise MergeError(f"expected a codec whose payloads can be summed, found {codec.name}")
         headers = {admitted.header.client: (admitted.header, size) for admitted, size in trained}
-        summed = sum_updates(plans, sorted(headers), codec, terms, self.answers)
+        summed = sum_updates(plans, headers, codec, terms, self.answers)
         if isinstance(summed, str):
             self._notes.append(f"no secure sum: {summed}")
             return
         # As often as there are clients: rules that count updates get their number.
         update = {**summed.mean, **self._still}
-        for client in summed.members:
+        for client, (header, size) in summed.members.items():
             self._merged = self._merger.add(self._merged, update, 1.0, client=client)
-            header, size = headers[client]
-            self._count(header, size + summed.sizes[client])
+            self._count(header, size)
 
     def _count(self, header: UpdateHeader, size: int) -> None:
         answers = self.answers

@@ -180,7 +180,8 @@ def _play_round(run: Run, number: int, state: State) -> State:
         for admitted, size in exchange.admitted():
             step.add(admitted, size)
     else:
-        step.add_sum(plans, run.sums, list(exchange.admitted()))
+        opened = run.journal.keeps_sum(run.hash, number)
+        step.add_sum(plans, run.sums, [] if opened else list(exchange.admitted()))
     fitted = run.clock()
     held = State(
         tensors=state.tensors,
@@ -242,6 +243,6 @@ def _start(run: Run, number: int, state: State) -> Start:
         nonces = {client: secrets.token_hex(16) for client in clients}
         return run.journal.begin_round(run.hash, number, nonces, len(members), charge=charge)
     silent = [c for c, nonce in start.nonces.items() if not run.journal.keeps(nonce)]
-    if silent:
+    if silent and not run.journal.keeps_sum(run.hash, number):
         rejoin(run, number, silent, len(start.nonces) - len(silent))
     return start

@@ -4,13 +4,16 @@
 The state machine is that of `aggregation.secure_aggregation.server`; here its messages are sent and
 answers handed to it, one stage after another. A client that is lost or at fault on the way becomes
 a rejection; an attempt that cannot be opened leaves the round without updates, and says why.
+
+Clients open one sum of a round and no other, so that a sum is in the journal before anything is
+done with it, and whoever goes on with the round takes it from there.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -33,13 +36,19 @@ from aggregation.secure_aggregation import (
     receive,
 )
 from coordinator.exchange import Answers
+from coordinator.journal import OpenedSum
 from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
 from protocol.keys import verifier
 from protocol.rejection import RejectionCode
 from protocol.summing import SumRequest, pack_sum_request
+from protocol.update import UpdateHeader
 
 _log = logging.getLogger(__name__)
+
+
+Trained = tuple[UpdateHeader, int]
+"""What a client answered, and the bytes that it sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +56,41 @@ class Summed:
     """What a secure sum came to."""
 
     mean: Mapping[str, np.ndarray]
-    members: Sequence[str]
-    sizes: Mapping[str, int]
-    """Bytes that each client sent for it."""
+    members: Mapping[str, Trained]
+    """In the order of their names."""
 
 
 def sum_updates(
-    plans: Plans, clients: Sequence[str], codec: SumCodec, terms: Terms, answers: Answers
+    plans: Plans, trained: Mapping[str, Trained], codec: SumCodec, terms: Terms, answers: Answers
 ) -> Summed | str:
-    """The mean update of those clients, all of whom have trained; or why there is none."""
+    """The mean update of those clients, all of whom have trained; or why there is none.
+
+    Of a round whose sum was opened before a crash it is that sum's, whoever has trained.
+    """
     run, number = plans.run, plans.number
+    opened = run.journal.opened_sum(run.hash, number)
+    if opened is None:
+        found = _opened(plans, trained, codec, terms, answers)
+        if isinstance(found, str):
+            return found
+        opened = found
+        run.journal.keep_sum(run.hash, number, opened)
+    else:
+        answers.rejections.extend(opened.rejections)
+        answers.uplink_bytes += opened.uplink_bytes
+        answers.downlink_bytes += opened.downlink_bytes
     spec = run.part(plans.roles.shares)
+    seeds = round_seeds(run.hash, number)
+    mean = codec.mean(opened.values, len(opened.members), spec, seeds=seeds)
+    return Summed(mean=mean, members=opened.members)
+
+
+def _opened(
+    plans: Plans, trained: Mapping[str, Trained], codec: SumCodec, terms: Terms, answers: Answers
+) -> OpenedSum | str:
+    """One attempt at a sum, and all that is known of the round when it is opened."""
+    run, number = plans.run, plans.number
+    spec, clients = run.part(plans.roles.shares), sorted(trained)
     nonce = secrets.token_bytes(16)
     task = Task(
         job=bytes.fromhex(run.hash),
@@ -76,9 +109,18 @@ def sum_updates(
     found = attempt.play(context)
     if isinstance(found, Aborted):
         return f"{found.reason}: {found.detail}"
-    seeds = round_seeds(run.hash, number)
-    mean = codec.mean(found.values, len(found.members), spec, seeds=seeds)
-    return Summed(mean=mean, members=found.members, sizes=attempt.sizes)
+    members = {}
+    for client in found.members:
+        header, size = trained[client]
+        members[client] = (header, size + attempt.sizes[client])
+    return OpenedSum(
+        values=found.values,
+        bits=task.bits,
+        members=members,
+        rejections=answers.rejections,
+        uplink_bytes=answers.uplink_bytes,
+        downlink_bytes=answers.downlink_bytes,
+    )
 
 
 class _Attempt:

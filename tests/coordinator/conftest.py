@@ -6,18 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from client_sdk.errors import SumError
 from client_sdk.memory import FolderMemory
+from client_sdk.summing import FolderSums, answer_sum
 from client_sdk.updates import respond
 from coordinator.job import Job
 from coordinator.link import Failure, Outgoing, never
 from protocol.factors import FactorPair
+from protocol.keys import new_key, public_pem, sign, verifier
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
 from protocol.readiness import Readiness
 from protocol.rejection import RejectionCode
+from protocol.summing import SUM_MAGIC
 from protocol.tensors import NOTHING, ParamSpec, Tensors
 
 INITIAL = {
@@ -137,6 +142,38 @@ class FakeLink:
         return self.meddle(client, blob)
 
 
+@dataclass
+class SummingLink(FakeLink):
+    """The same in secure sums, of which clients keep nothing but in their folders."""
+
+    keys: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.memory is not None
+        self.keys = {client: new_key() for client in self.clients}
+
+    def credentials(self, clients: Sequence[str]) -> Mapping[str, str]:
+        return {client: public_pem(self.keys[client].public_key()) for client in clients}
+
+    def _answer(self, client: str, plan: bytes) -> bytes | Failure:
+        if not plan.startswith(SUM_MAGIC):
+            return super()._answer(client, plan)
+        assert self.memory is not None
+        memory = FolderMemory.of(self.memory, client)
+        try:
+            answer = answer_sum(
+                plan,
+                client=client,
+                memory=lambda job: memory,
+                store=FolderSums(self.memory / client / "sums"),
+                sign=lambda text: sign(text, self.keys[client]),
+                trust=verifier,
+            )
+        except SumError as error:
+            return Failure(code=RejectionCode.CLIENT_FAILED, reason=str(error))
+        return self.meddle(client, answer)
+
+
 @pytest.fixture
 def initial() -> dict[str, np.ndarray]:
     return {name: value.copy() for name, value in INITIAL.items()}
@@ -145,3 +182,8 @@ def initial() -> dict[str, np.ndarray]:
 @pytest.fixture
 def make_link() -> type[FakeLink]:
     return FakeLink
+
+
+@pytest.fixture
+def make_summing_link() -> type[SummingLink]:
+    return SummingLink

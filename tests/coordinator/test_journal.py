@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from aggregation.packing import pack
 from aggregation.privacy import FixedRound, PoissonRound
 from coordinator.errors import JournalConflictError, JournalFormatError
-from coordinator.journal import Charge, Journal, Kept, Start, UpdateEntry
+from coordinator.journal import Charge, Journal, Kept, OpenedSum, Start, UpdateEntry
 from protocol.rejection import Rejection, RejectionCode
+from protocol.update import UpdateHeader
 
 JOB = "ab" * 32
 REJECTION = Rejection(client="c1", round=1, code=RejectionCode.NOT_FINITE, reason="NaN")
@@ -194,9 +197,9 @@ def test_answers_are_kept_until_the_round_that_used_them_is_committed(
 def test_journal_of_the_version_before_is_refused(path: Path) -> None:
     Journal(path).close()
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 3")
+    database.execute("PRAGMA user_version = 4")
     database.close()
-    with pytest.raises(JournalFormatError, match="expected a journal of version 4, found"):
+    with pytest.raises(JournalFormatError, match="expected a journal of version 5, found"):
         Journal(path)
 
 
@@ -257,3 +260,73 @@ def test_a_round_that_does_not_begin_is_not_charged_and_a_charge_is_never_replac
             journal.begin_round(JOB, 2, {}, 9, charge=charge_of(2))
         assert journal.resume_round(JOB, 2) is None
         assert journal.charges(JOB) == [charge_of(1)]
+
+
+def header_of(client: str) -> UpdateHeader:
+    return UpdateHeader(
+        job=JOB, round=1, nonce="ab" * 8, client=client, codec="grid:8,1.0", samples=3,
+        metrics={"loss": 0.1, "selected/0": 1 / 3},
+    )  # fmt: skip
+
+
+def sum_of(bits: int = 19, length: int = 50_000, **changes: Any) -> OpenedSum:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, length, np.uint32)
+    settings: dict[str, Any] = {
+        "values": values.astype(np.uint16 if bits <= 16 else np.uint32), "bits": bits,
+        "members": {"b": (header_of("b"), 70), "a": (header_of("a"), 71)},
+        "rejections": [REJECTION], "uplink_bytes": 141, "downlink_bytes": 300,
+    }  # fmt: skip
+    return OpenedSum(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("bits", [1, 11, 16, 17, 32])
+def test_an_opened_sum_is_there_when_opened_again(path: Path, initial: Any, bits: int) -> None:
+    opened = sum_of(bits, 1001)
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        begin(journal, 1)
+        assert not journal.keeps_sum(JOB, 1) and journal.opened_sum(JOB, 1) is None
+        journal.keep_sum(JOB, 1, opened)
+    with Journal(path) as journal:
+        assert journal.keeps_sum(JOB, 1) and not journal.keeps_sum(JOB, 2)
+        found = journal.opened_sum(JOB, 1)
+        assert found is not None and found.values.dtype == opened.values.dtype
+        np.testing.assert_array_equal(found.values, opened.values)
+        assert replace(found, values=opened.values) == opened
+        assert list(found.members) == ["b", "a"]
+
+
+def test_a_round_has_one_sum_and_none_once_it_is_committed(path: Path, initial: Any) -> None:
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        begin(journal, 1)
+        journal.keep_sum(JOB, 1, sum_of())
+        with pytest.raises(JournalConflictError, match="a sum of round 1 is kept already"):
+            journal.keep_sum(JOB, 1, sum_of(18))
+        twice = [UpdateEntry(nonce="n1", client="c0", samples=3, bytes=70)] * 2
+        with pytest.raises(JournalConflictError, match="counted before"):
+            commit(journal, 1, updates=twice)
+        assert journal.keeps_sum(JOB, 1), "nothing of a commit that failed stays"
+        commit(journal, 1)
+        assert not journal.keeps_sum(JOB, 1)
+        with pytest.raises(JournalConflictError, match="committed already"):
+            journal.keep_sum(JOB, 1, sum_of())
+
+
+def test_what_a_commit_erases_is_nowhere_on_the_disk(path: Path, initial: Any) -> None:
+    """Also while the journal is open: not in the file, and not in its log of changes."""
+    opened, seed = sum_of(), bytes(range(32))
+    packed = pack(opened.values, opened.bits)
+    pieces = [packed[at : at + 64] for at in range(0, len(packed) - 64, 4096)]
+
+    def traces() -> int:
+        whole = b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()))
+        return sum(piece in whole for piece in [seed, *pieces])
+
+    with Journal(path) as journal:
+        journal.open_run(JOB, "", initial)
+        journal.begin_round(JOB, 1, {}, 9, charge=charge_of(1, seed=seed))
+        journal.keep_sum(JOB, 1, opened)
+        assert traces() > len(pieces) / 2, "it is looked for as it is written"
+        commit(journal, 1)
+        assert traces() == 0
