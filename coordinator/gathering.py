@@ -42,11 +42,11 @@ def able_clients(run: Run, said: Mapping[str, Readiness]) -> tuple[list[str], di
 
 
 def rejoin(run: Run, number: int, asked: Collection[str], kept: int) -> None:
-    """Before a round is played again: wait for the clients that were asked and have not answered.
+    """Before a round is played again: wait for the clients that were asked and are still needed.
 
     They come back one by one after the coordinator did. All are waited for for `rejoin_s`; so many
     that `rounds.min_clients` have answered or can, as long as it takes. Clients whose answers would
-    be refused are not waited for. `kept` is the number of answers that are there.
+    be refused are not waited for. `kept` is the number of the others: their answers are there.
     """
     patient_until = run.clock() + run.rejoin_s
     for pause in pauses(np.random.default_rng()):

@@ -242,7 +242,11 @@ def _start(run: Run, number: int, state: State) -> Start:
             clients = choose_clients(able, run.job.rounds.asked, run.seed, number)
         nonces = {client: secrets.token_hex(16) for client in clients}
         return run.journal.begin_round(run.hash, number, nonces, len(members), charge=charge)
-    silent = [c for c, nonce in start.nonces.items() if not run.journal.keeps(nonce)]
-    if silent and not run.journal.keeps_sum(run.hash, number):
-        rejoin(run, number, silent, len(start.nonces) - len(silent))
+    if run.journal.keeps_sum(run.hash, number):
+        return start
+    # Whoever has answered is needed again where what was trained is yet to be summed.
+    sums = run.sums is not None
+    needed = [c for c, nonce in start.nonces.items() if sums or not run.journal.keeps(nonce)]
+    if needed:
+        rejoin(run, number, needed, len(start.nonces) - len(needed))
     return start

@@ -98,12 +98,15 @@ class FakeLink:
     initial: Tensors = field(default_factory=lambda: INITIAL)
     pairs: tuple[FactorPair, ...] = ()
     asked: list[Outgoing] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    """Who was there when somebody looked: nobody else can be reached."""
 
     says: Callable[[str], Readiness] = lambda client: Readiness()
     revoked: set[str] = field(default_factory=set)
 
     def survey(self, job: str) -> Mapping[str, Readiness]:
         assert job == self.job.hash()
+        self.known.update(self.clients)
         return {client: self.says(client) for client in self.clients}
 
     def refused(self, client: str) -> Failure | None:
@@ -117,7 +120,10 @@ class FakeLink:
         plans = {message.client: message for message in outgoing if message is not None}
         self.asked.extend(plans.values())
         for client in self.order(list(plans)):
-            yield client, self._answer(client, plans[client].blob)
+            if client in self.known:
+                yield client, self._answer(client, plans[client].blob)
+            else:
+                yield client, Failure(code=RejectionCode.NO_REPLY, reason="not known to be there")
 
     def _answer(self, client: str, plan: bytes) -> bytes | Failure:
         number = self.clients.index(client)
