@@ -110,7 +110,8 @@ def _play(
     watch: _Watch,
 ) -> None:
     job = load_job(folder.job)
-    watch.plays(job)
+    with Journal(folder.journal) as journal:
+        watch.plays(job, journal.reports(entry.hash))
     bundle = open_bundle(folder.bundle, public_key=public_key_hex(deployment.signing_key))
     tester = open_tester(folder, bundle)
     first = bundle.initial()
@@ -187,10 +188,12 @@ class _Watch:
         self._asynchronous = False
         self._looked = 0.0
 
-    def plays(self, job: Job) -> None:
-        """What is played is known now."""
+    def plays(self, job: Job, reports: Sequence[Mapping[str, Any]]) -> None:
+        """What is played is known now, and which rounds of it have been: what these have spent
+        stays spent."""
         self._asynchronous = job.rounds.mode == "async"
-        self.say(doing="starting", rounds=job.rounds.count)
+        privacy = reports[-1]["privacy"] if reports else {}
+        self.say(doing="starting", rounds=job.rounds.count, privacy=privacy)
 
     def say(self, **changes: Any) -> None:
         """Change what `status` shows; why, unless it is told anew, holds no more."""

@@ -21,6 +21,9 @@ from coordinator.jobs.folder import JobFolder
 from coordinator.jobs.player import play_job
 from coordinator.jobs.registry import Outcome
 from coordinator.jobs.submit import OwnData, read_costs, submit
+from coordinator.journal import Journal
+from coordinator.privacy_section import PrivacySection
+from coordinator.sections import AggregationSection, DataSection, RoundsSection, UpdateSection
 from edge_runtime.bundle import open_bundle
 from edge_runtime.trainer import OnnxTrainer
 from simulations.backends.prepared import PreparedClient
@@ -145,6 +148,38 @@ def test_a_stopped_job_goes_on_where_it_was_to_the_same_bits(
         found[name] = load_file(folder.path / "adapter" / "adapter_model.safetensors")
     for key, value in found["calm"].items():
         np.testing.assert_array_equal(found["stopped"][key], value)
+
+
+def test_what_a_private_job_has_spent_is_shown_after_a_crash_as_well(
+    deployment: Deployment, clients: Clients, tiny_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(
+        "lora",
+        data=DataSection(dataset="digits", clients=2, held_out=0.0),
+        update=UpdateSection(metrics=""),
+        aggregation=AggregationSection(weighting="uniform"),
+        rounds=RoundsSection(count=2),
+        privacy=PrivacySection(mode="central", noise_multiplier=1.0, delta=1e-3, sampling="all"),
+    )
+    submit(deployment, job, own_data(), name="private")
+    folder = JobFolder(deployment.jobs_folder / "private")
+
+    def crash(*_: object) -> None:
+        raise OSError("the machine is off")
+
+    # A round is in the journal, and nobody has said so; then a start that does not come far.
+    for cause, committed in (("_count", 1), ("open_tester", 1), ("_count", 2)):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="machine is off"):
+            patch.setattr(player, cause, crash)
+            play_job(deployment, "private", clients)
+        with Journal(folder.journal) as journal:
+            reports = journal.reports(job.hash())
+        assert len(reports) == committed
+        said = folder.state().privacy
+        assert said == reports[0]["privacy"] or cause == "_count"
+    play_job(deployment, "private", clients)
+    assert folder.state().doing == "finished"
+    assert folder.state().privacy == reports[-1]["privacy"] != reports[0]["privacy"]
 
 
 def test_what_another_start_cannot_mend_ends_the_job(
