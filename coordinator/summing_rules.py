@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from protocol.tensors import ParamSpec
 
 _GRID: Final = 'take "grid:8,NORM", with NORM somewhat above the norm that updates have'
-_VOTES: Final = 'take "votes:NORM" with update.error_feedback = true'
+_FEEDBACK: Final = " with update.error_feedback = true"
+_VOTES: Final = f'take "votes:NORM"{_FEEDBACK}'
 _SCALES: Final = "each client has a scale of its own"
 _PLACES: Final = "each client chooses positions of its own"
 _FLOATS: Final = "floats have no modulus, and a mask would show through"
@@ -27,7 +28,7 @@ _WHY: Final = {
     "int8": f"{_SCALES}; {_GRID}",
     "int4": f'{_SCALES}; take "grid:4,NORM"',
     "one-bit": f"{_SCALES}; {_VOTES}",
-    "ternary": f'{_PLACES}; take "votes:NORM,ternary" with update.error_feedback = true',
+    "ternary": f'{_PLACES}; take "votes:NORM,ternary"{_FEEDBACK}',
     "top-k": f'{_PLACES}; take "grid:8,NORM,DENSITY", the same random ones for all',
     "random-k": f'{_FLOATS}; take "grid:8,NORM,DENSITY", random values on a common grid',
     "low-rank": f"the sum of factors is not the factors of the sum; {_GRID}",
@@ -45,6 +46,8 @@ def _faults(job: Job) -> Iterator[Fault]:
     rounds, aggregation, codec = job.rounds, job.aggregation, job.update.codec
     if not isinstance(codec_named(codec), SumCodec):
         why = _WHY.get(codec.partition(":")[0], _GRID)
+        if job.privacy.is_private:  # which refuses it
+            why = why.removesuffix(_FEEDBACK)
         words = f"expected a codec whose payloads can be summed: {why}"
         yield Fault(key="update.codec", value=codec, allowed=words)
     merger = described_merger(aggregation.merger)

@@ -54,6 +54,25 @@ def test_codecs_that_cannot_be_summed_are_refused_with_one_that_can(name: str) -
     assert '"grid:' in text or '"votes:' in text
 
 
+@pytest.mark.parametrize("codec", ["one-bit", "ternary:0.1"])
+def test_what_to_take_instead_is_not_refused_either(codec: str) -> None:
+    """Votes want error feedback, which private jobs refuse: there they go without."""
+    secure = GOOD["privacy"]
+    private = PrivacySection(
+        secure_aggregation=True, mode="central", noise_multiplier=1.0, sampling="all", delta=1e-3
+    )
+    for privacy, metrics in ((secure, "loss"), (private, "")):
+        options = {**GOOD, "privacy": privacy, "data": DataSection(held_out=0.0)}
+        with pytest.raises(JobError) as caught:
+            Job(**{**options, "update": UpdateSection(codec=codec, metrics=metrics)})
+        advice = str(caught.value).partition("take ")[2]
+        name = advice.split('"')[1].replace("NORM", "0.1")
+        feedback = "update.error_feedback = true" in advice
+        assert feedback == (privacy is secure)
+        taken = UpdateSection(codec=name, metrics=metrics, error_feedback=feedback)
+        assert Job(**{**options, "update": taken}).privacy.terms is not None
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
