@@ -106,6 +106,41 @@ class Ward:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
 
+    def pids_of(self, module: str) -> list[int]:
+        """Processes of a module with the deployment's folder in their environment."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if (
+                        module in (entry / "cmdline").read_text()
+                        and str(self.folder) in (entry / "environ").read_text()
+                    ):
+                        found.append(int(entry.name))
+        return found
+
+    def sum_stage(self, number: int, job: str) -> str:
+        """Which state of a sum a device has on its disk; "" for none."""
+        from aggregation.secure_aggregation import from_bytes
+        from protocol.errors import ContainerError
+        from protocol.summing import unpack_sum_request
+
+        try:
+            record = unpack_sum_request((self.home(number) / "work" / "sums" / job).read_bytes())
+        except (OSError, ContainerError):
+            return ""
+        return type(from_bytes(record.message)).__name__
+
+    def metrics(self) -> dict[str, float]:
+        """What the gateway's `/metrics` shows its operator, by names with their labels."""
+        token = (self.folder / "operator.token").read_text().strip()
+        url = f"http://127.0.0.1:{self.operator}/metrics"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            lines = response.read().decode().splitlines()
+        rows = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in rows}
+
     def submit(self, job: Any, name: str) -> None:
         """A `Job` as the operator would write it."""
         from coordinator.job import dump_job

@@ -48,7 +48,7 @@ class Coordinator:
             self.__enter__()
             return True
         if part == "player":
-            pids = _pids_of("coordinator.jobs.process", str(self._ward.folder))
+            pids = self._ward.pids_of("coordinator.jobs.process")
         else:
             state = json.loads((self._ward.folder / "logs" / "processes.json").read_text())
             pids = [pid for pid in [state["processes"][part]["pid"]] if pid]
@@ -56,20 +56,6 @@ class Coordinator:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return bool(pids)
-
-
-def _pids_of(module: str, deployment: str) -> list[int]:
-    """Processes of a module with the deployment's folder in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if (
-                    module in (entry / "cmdline").read_text()
-                    and deployment in (entry / "environ").read_text()
-                ):
-                    found.append(int(entry.name))
-    return found
 
 
 class Devices:

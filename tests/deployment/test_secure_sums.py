@@ -11,7 +11,6 @@ import sqlite3
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,19 +42,6 @@ def job_of(tiny_job: Any, method: str) -> Any:
     return replace(job, rounds=replace(job.rounds, count=ROUNDS, min_clients=DEVICES))
 
 
-def stage_of(home: Path, job: str) -> str:
-    """Which state of a sum a device has on its disk; "" for none."""
-    from aggregation.secure_aggregation import from_bytes
-    from protocol.errors import ContainerError
-    from protocol.summing import unpack_sum_request
-
-    try:
-        record = unpack_sum_request((home / "work" / "sums" / job).read_bytes())
-    except (OSError, ContainerError):
-        return ""
-    return type(from_bytes(record.message)).__name__
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_a_device_is_killed_in_the_midst_of_a_sum(ward: Any, digits: Any, tiny_job: Any) -> None:
@@ -74,7 +60,7 @@ def test_a_device_is_killed_in_the_midst_of_a_sum(ward: Any, digits: Any, tiny_j
             ward.submit(job, method)
             # It has masked its vector: it may be in the sum or not, and cannot help to open it.
             last = time.monotonic() + 300
-            while stage_of(ward.home(victim), job.hash()) != "Masked":
+            while ward.sum_stage(victim, job.hash()) != "Masked":
                 assert time.monotonic() < last, ward.logs()
                 time.sleep(0.05)
             processes[victim].kill()
