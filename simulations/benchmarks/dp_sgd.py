@@ -89,8 +89,10 @@ def literal_steps(tuned: Tuned, spec: TrainingSpec, start: Tensors, calls: Calls
                 total[name] += value * min(1.0, privacy.clip / norm) if norm else value
         if not call["applies"]:
             continue
+        left = torch.from_numpy(call["noise"])
         for name, parameter in trained.items():
-            noise = torch.from_numpy(call[f"noise/{name}"])
+            noise, left = left[: parameter.numel()], left[parameter.numel() :]
+            noise = noise.reshape(parameter.shape)
             noisy = total[name] + privacy.noise_multiplier * privacy.clip * noise
             parameter.grad = noisy / spec.batch_size
             if spec.proximal:
@@ -197,8 +199,7 @@ def _data(compiled: Compiled, samples: int) -> dict[str, np.ndarray]:
 def _calls(compiled: Compiled, spec: TrainingSpec) -> Calls:
     drawn = private_batches(_SAMPLES, spec, repeatable_keystream(0))
     names = [name for name, _ in compiled.inputs]
-    shapes = {name: entry.shape for name, entry in compiled.trainable.entries}
-    return list(drawn.calls(_data(compiled, _SAMPLES), names, shapes))
+    return list(drawn.calls(_data(compiled, _SAMPLES), names, compiled.trainable.size))
 
 
 def _full(compiled: Compiled) -> Iterable[dict[str, np.ndarray]]:
@@ -209,11 +210,7 @@ def _full(compiled: Compiled) -> Iterable[dict[str, np.ndarray]]:
 
 
 def _drawn(compiled: Compiled, stream: Any) -> dict[str, np.ndarray]:
-    noise = {
-        f"noise/{name}": stream.normals(int(np.prod(entry.shape))).reshape(entry.shape)
-        for name, entry in compiled.trainable.entries
-    }
-    return {"applies": np.ones((), np.float32), **noise}
+    return {"applies": np.ones((), np.float32), "noise": stream.normals(compiled.trainable.size)}
 
 
 def _gradient(parameter: Any) -> Any:
