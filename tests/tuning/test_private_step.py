@@ -316,6 +316,19 @@ def test_sample_that_is_not_finite_spoils_the_update_instead_of_passing(
         )
 
 
+def test_device_draws_what_no_seed_tells(lora: Any) -> None:
+    def bits(trainer: OnnxTrainer) -> bytes:
+        trained, _ = trainer.fit(
+            lora.start(), lora.data(SAMPLES), learning_rate=0.05, epochs=1, seed=3
+        )
+        return b"".join(trained[name].tobytes() for name in sorted(trained))
+
+    secret = OnnxTrainer(lora.bundle, threads=1)
+    assert bits(secret) != bits(secret)
+    repeatable = OnnxTrainer(lora.bundle, threads=1, keystream=repeatable_keystream)
+    assert bits(repeatable) == bits(repeatable)
+
+
 def test_steps_leave_their_arguments_as_they_were(lora: Any) -> None:
     _, tuned = lora.recipe.build()
     call = calls_of(lora, lora.data(SAMPLES))[0]
