@@ -273,10 +273,10 @@ def accuracy_figures(found: Mapping[tuple[str, bool], Runs], job: Job) -> list[F
             ),
             figure(
                 f"private_uplink_{arm.key}",
-                noised.sent,
-                unit="bytes",
-                note=f"sent by clients, {bytes_text(noised.sent)} in all rounds; "
-                f"{bytes_text(plain.sent)} without privacy",
+                noised.sent / 1e6,
+                unit="MB",
+                note=f"{arm.name}, sent by clients in all rounds; {bytes_text(plain.sent)} without "
+                "privacy",
             ),
         ]
     spent = max(epsilon for arm in ARMS for epsilon in found[arm.key, True].epsilons)
