@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from protocol.manifest import TrainingSpec
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateBatches:
@@ -44,29 +42,25 @@ class PrivateBatches:
     """float32 [calls]: 1 for the last call of a step."""
     stream: Keystream
 
-    def noise(self, call: int, shapes: Shapes) -> dict[str, np.ndarray]:
-        """Standard normal values by tensor for a call that applies, zeros for another.
+    def noise(self, call: int, values: int) -> np.ndarray:
+        """Standard normal values for a call that applies, zeros for another, float32 [values].
 
-        To be asked for once a call, in their order. Which tensor gets which values is decided by
-        the names, not by the order of `shapes`: every engine draws alike.
+        To be asked for once a call, in their order.
         """
-        if not self.applies[call]:
-            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        named = sorted(shapes.items())
-        sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape in named]
-        parts = np.split(self.stream.normals(sum(sizes)), np.cumsum(sizes)[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(named, parts, strict=True)}
+        if self.applies[call]:
+            return self.stream.normals(values)
+        return np.zeros(values, np.float32)
 
     def calls(
-        self, data: Mapping[str, np.ndarray], names: Sequence[str], shapes: Shapes
+        self, data: Mapping[str, np.ndarray], names: Sequence[str], values: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """What a training graph reads at each call, by its port names."""
+        """What a training graph of so many trainable values reads at each call, by port names."""
         for call, rows in enumerate(self.indices):
             yield {
                 **batch_of(data, names, rows),
                 "weight": self.weights[call],
                 "applies": self.applies[call],
-                **{f"noise/{name}": value for name, value in self.noise(call, shapes).items()},
+                "noise": self.noise(call, values),
             }
 
 

@@ -80,8 +80,8 @@ class OnnxTrainer:
         steps: Iterator[Mapping[str, np.ndarray]]
         if training.privacy is not None:
             drawn = private_batches(samples, training, self._keystream(seed))
-            shapes = {name: value.shape for name, value in tensors.items()}
-            steps, weights = drawn.calls(data, self._names, shapes), drawn.weights
+            values = self.bundle.manifest.trainable.size
+            steps, weights = drawn.calls(data, self._names, values), drawn.weights
         else:
             rng = np.random.default_rng(seed)
             indices, weights = batch_plan(

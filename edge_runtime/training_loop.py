@@ -25,14 +25,17 @@ class TrainingLoop:
     """A training graph and the names of its ports.
 
     Inputs `trainable/...`, `state/...`, `batch/...`, `labels`, `weight`, `learning_rate`, and of a
-    private step `noise/...`, `applies` and `trained`; outputs `new/trainable/...`, `new/state/...`,
+    private step `noise`, `applies` and `trained`; outputs `new/trainable/...`, `new/state/...`,
     `loss`.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         self._graph = MovableGraph(path, threads=threads)
         session = self._graph.at(NOTHING)
-        self._inputs = {port.name for port in session.get_inputs()}
+        ports = {port.name: port.shape for port in session.get_inputs()}
+        self._inputs = set(ports)
+        # Trainable values of one client; 0 where steps are not private and do not ask.
+        (self._values,) = ports.get("trained", (0,))
         self._outputs = [port.name for port in session.get_outputs()]
         self._carried = [name.removeprefix("new/") for name in self._outputs[:-1]]
         if self._outputs[-1:] != ["loss"]:
@@ -51,7 +54,7 @@ class TrainingLoop:
         offset: Tensors = NOTHING,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
         """Train over `steps`, each a mapping of `batch/...`, `labels` and `weight`, and where they
-        are private of `noise/...` and `applies`.
+        are private of `noise` and `applies`.
 
         Tensors named in `frozen` stay as they are: each step starts from them again. `offset` moves
         the weights that are never trained, as in `MovableGraph`.
@@ -69,9 +72,8 @@ class TrainingLoop:
         feeds |= {f"state/{name}": owned(value) for name, value in state.items()}
         if "learning_rate" in self._inputs:
             feeds["learning_rate"] = owned(np.array(learning_rate, np.float32))
-        if "trained" in self._inputs:
-            counted = [name not in frozen for name in sorted(trainable)]
-            feeds["trained"] = owned(np.array(counted, np.float32))
+        if self._values:
+            feeds["trained"] = owned(_counted(trainable, frozen, self._values))
         held = {f"trainable/{name}" for name in frozen}
         session = self._graph.at(offset)
         losses = []
@@ -88,6 +90,18 @@ class TrainingLoop:
             if name.startswith(_TALLY)
         }
         return trained, np.asarray(losses, dtype=np.float32), tallies
+
+
+def _counted(trainable: Tensors, frozen: Collection[str], values: int) -> np.ndarray:
+    """1 for the values of tensors that count in the norm of a sample's gradient, else 0: float32
+    [values], by the tensors' sorted names."""
+    clients = sum(value.size for value in trainable.values()) // values
+    return np.concatenate(
+        [
+            np.full(trainable[name].size // clients, name not in frozen, np.float32)
+            for name in sorted(trainable)
+        ]
+    )
 
 
 def batch_of(

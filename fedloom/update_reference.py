@@ -70,6 +70,10 @@ _MERGERS = """
 - **Clients that may lie**: `centred-clipping` or `geometric-median` with `factors = "up"` and
   `weighting = "uniform"`. Rules see A and B side by side: what is robust in the factors need not be
   in their product, unless one of them stands still. `fedloom bench aggregation` plays six attacks.
+  A backdoor is held back and not closed: with a fifth of ten clients who train on a trigger and
+  send twice what they learned, for three rounds, 0.71 of the images that bear it are taken for the
+  liars' class under `centred-clipping`, all of them under the mean, and 0.04 where nobody lies
+  (`tests/attacks/test_lying_clients.py`: digits, the head of a tiny frozen network).
 - **Labels so uneven that averaging stalls**: few `training.local_steps` and a server optimizer
   (`adam`, `yogi`), or `training.proximal` (FedProx).
 - **Tasks rather than shards of one task**: `ties`, `dare`, `breadcrumbs`, `lines`, `opcm`. On

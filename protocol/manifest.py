@@ -49,8 +49,9 @@ ANCHOR: Final = "anchor/"
 CORRECTION: Final = "correction/"
 """State under this prefix is given with the round, and added to every gradient of the tensor of
 that name. All other state starts as zeros."""
-SUMMED: Final = "summed/"
-"""State under this prefix is what the drawn samples add to a private step, until it is taken."""
+SUMMED: Final = "summed"
+"""State of this name is what the drawn samples add to a private step, until it is taken: all
+trainable values in a row, by the sorted names of their tensors."""
 TALLY: Final = "tally/"
 """State under this prefix adds up over the steps of a round, and is told when it ends."""
 

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 290
-LEFT, RIGHT, TOP, BOTTOM = 64, 18, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 68, 18, 14, 46
+# What stands left of an axis: its name, upright, then the values.
+_NAMED, _GAP = 21, 8
+# Widths of a value's characters, of 12 pixels height in the widest usual font.
+_NARROW, _WIDE, _USUAL = 4.0, 11.5, 7.7
 # The style sheet has as many; further series take the first again, dashed.
 COLOURS = 8
 
@@ -99,10 +103,11 @@ def line_chart(
         raise ValueError(f"chart {title!r}: expected at least one point")
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
-    x_axis = scale_over(
-        xs if whole_x else [0.0, *xs], LEFT, WIDTH - RIGHT, floor=0, ceiling=math.inf, whole=whole_x
-    )
     y_axis = scale_over(ys, HEIGHT - BOTTOM, TOP, floor=0, ceiling=y_ceiling, whole=False)
+    left = left_of([y_text(tick) for tick in y_axis.ticks])
+    x_axis = scale_over(
+        xs if whole_x else [0.0, *xs], left, WIDTH - RIGHT, floor=0, ceiling=math.inf, whole=whole_x
+    )
     parts = [*_axes(x_axis, y_axis, x_label, y_label, x_text, y_text)]
     for index, one in enumerate(series):
         if one.points:
@@ -132,13 +137,20 @@ def colour_of(index: int) -> str:
     return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
 
 
-def y_grid(axis: Scale, y_text: Text, label: str, *, right: float = WIDTH - RIGHT) -> list[str]:
+def left_of(values: Sequence[str]) -> float:
+    """Where a drawing begins, so that no value reaches into the name of its axis."""
+    return max(float(LEFT), _NAMED + _GAP + max(map(_width, values), default=0.0))
+
+
+def y_grid(
+    axis: Scale, y_text: Text, label: str, *, left: float = LEFT, right: float = WIDTH - RIGHT
+) -> list[str]:
     """Horizontal lines with their values, and what they measure."""
     parts = []
     for tick in axis.ticks:
         y = axis(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(text(LEFT - 8, y + 4, y_text(tick), anchor="end"))
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(text(left - _GAP, y + 4, y_text(tick), anchor="end"))
     middle = (axis.start + axis.end) / 2
     parts.append(
         f'<text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
@@ -150,10 +162,10 @@ def y_grid(axis: Scale, y_text: Text, label: str, *, right: float = WIDTH - RIGH
 def _axes(
     x_axis: Scale, y_axis: Scale, x_label: str, y_label: str, x_text: Text, y_text: Text
 ) -> list[str]:
-    bottom = HEIGHT - BOTTOM
-    parts = y_grid(y_axis, y_text, y_label)
+    bottom, left = HEIGHT - BOTTOM, x_axis.start
+    parts = y_grid(y_axis, y_text, y_label, left=left)
     parts.append(
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+        f'<line class="axis" x1="{left:g}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     )
     for tick in x_axis.ticks:
         x = x_axis(tick)
@@ -161,7 +173,7 @@ def _axes(
             f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
         )
         parts.append(text(x, bottom + 18, x_text(tick)))
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, kind="label"))
+    parts.append(text((left + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, kind="label"))
     return parts
 
 
@@ -177,3 +189,7 @@ def _line(one: Series, index: int, x_axis: Scale, y_axis: Scale, *, markers: boo
             f"<title>{escape(one.name)}: {escape(tip)}</title></circle>"
         )
     return parts
+
+
+def _width(value: str) -> float:
+    return sum(_NARROW if c in " .," else _WIDE if c in "%MW" else _USUAL for c in value)

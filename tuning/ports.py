@@ -2,7 +2,7 @@
 """The ports of compiled graphs: names, example inputs, and functions of them.
 
 A port is named for what it carries: `trainable/NAME`, `state/NAME`, `frozen/NAME`, `batch/NAME`,
-`noise/NAME` of a private step, and `new/...` for what a step gives back.
+and `new/...` for what a step gives back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuning.methods import Tuned
     from tuning.recipe import Recipe
 
+# Ports of a private step beside those of a plain one, in the order of its arguments.
+PRIVATE: Final = ("noise", "applies", "trained")
 # Ports without a client axis in a cohort's graph.
 COMMON: Final = ("learning_rate", "trained")
 EXAMPLE_ROWS: Final = 4  # what a graph of any batch size is traced with; 0 and 1 are special there
@@ -32,11 +34,11 @@ def step_examples(backbone: Backbone, tuned: Tuned, recipe: Recipe) -> dict[str,
     samples = recipe.training.batch_size
     draws: dict[str, torch.Tensor] = {}
     if recipe.training.privacy is not None:
-        noise = {name: torch.zeros_like(value) for name, value in trainable.items()}
+        values = sum(value.numel() for value in trainable.values())
         draws = {
-            **prefixed("noise/", noise),
+            "noise": torch.zeros(values),
             "applies": torch.ones(()),
-            "trained": torch.ones(len(trainable)),
+            "trained": torch.ones(values),
         }
     return {
         **prefixed("trainable/", trainable),
@@ -66,7 +68,7 @@ def step_graph(tuned: Tuned, step: Any, examples: Mapping[str, torch.Tensor]) ->
 
     def function(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = split_names(named)
-        draws = (parts["noise"], named["applies"], named["trained"]) if parts["noise"] else ()
+        draws = tuple(named[name] for name in PRIVATE if name in named)
         updated, kept, loss = step(
             parts["trainable"],
             parts["state"],
@@ -91,7 +93,7 @@ def step_graph(tuned: Tuned, step: Any, examples: Mapping[str, torch.Tensor]) ->
 def split_names(named: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Port names split at their first slash: {"trainable": {...}, "frozen": {...}, ...}."""
     parts: dict[str, dict[str, torch.Tensor]] = {
-        part: {} for part in ("trainable", "state", "frozen", "batch", "mask", "noise")
+        part: {} for part in ("trainable", "state", "frozen", "batch", "mask")
     }
     for name, value in named.items():
         part, slash, rest = name.partition("/")

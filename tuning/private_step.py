@@ -14,11 +14,14 @@ pull work on g: they read no sample, and so cost no privacy.
 *Differs from source* The noise is an input of the step, standard normal values: whoever runs the
 step draws them, securely. The samples of one step may come in several calls, since a compiled step
 has one batch shape and a Poisson draw has any size: a call with `applies` 0 adds to the sum in the
-state ("summed/...") and changes nothing else, and the call with `applies` 1 adds its own, takes
-the noise and steps. A call without samples is a step of noise alone, as it is accounted for.
-`trained` [tensors], 1 or 0 in the order of the sorted names, says whose gradients count: those of
-tensors that a round leaves as they are would only use up the norm. C / max(|g|, C) in place of
-1 / max(1, |g| / C): the same number, and no quotient that a gradient of zero could spoil.
+state ("summed") and changes nothing else, and the call with `applies` 1 adds its own, takes the
+noise and steps. A call without samples is a step of noise alone, as it is accounted for. `trained`,
+1 or 0, says whose gradients count: those of tensors that a round leaves as they are would only use
+up the norm. C / max(|g|, C) in place of 1 / max(1, |g| / C): the same number, and no quotient that
+a gradient of zero could spoil.
+
+Sum, noise and `trained` are vectors of all d values, tensor after tensor in the order of their
+sorted names: one operation each in the graph, where a network has a hundred tensors.
 
 A gradient that is not finite makes the tensors NaN, and the update is then refused; nothing is
 replaced by zero. Norms and sums are float32: a sample's norm may exceed C by some 1e-6 of it.
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 PrivateStep = Callable[
     [
         Named, Named, Named, Named, torch.Tensor, torch.Tensor,
-        Named, torch.Tensor, torch.Tensor, torch.Tensor,
+        torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
     ],
     tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor],
 ]  # fmt: skip
@@ -60,32 +63,27 @@ def clipped_sum(
     labels: torch.Tensor,
     weight: torch.Tensor,
     trained: torch.Tensor,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What the samples of a batch add to a step's sum, by tensor, and their losses [B].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the samples of a batch add to a step's sum [d], and their losses [B].
 
     `weight` [B] is 1 for a sample that was drawn and 0 for padding.
     """
 
-    def contribution(
-        sample: Named, label: torch.Tensor, counts: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        alone = {name: value.unsqueeze(0) for name, value in sample.items()}
+    def alone(sample: Named, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch_of_one = {name: value.unsqueeze(0) for name, value in sample.items()}
 
         def loss_of(tensors: Named) -> torch.Tensor:
-            found = answer(tuned, tensors, frozen, alone)
+            found = answer(tuned, tensors, frozen, batch_of_one)
             entropies = cross_entropies(found.logits, label.unsqueeze(0))
             return tuned.sample_loss(entropies, found).sum()
 
         gradients, loss = grad_and_value(loss_of)(dict(trainable))
-        kept = {
-            name: gradients[name] * trained[place] for place, name in enumerate(sorted(gradients))
-        }
-        norm = torch.stack([value.square().sum() for value in kept.values()]).sum().sqrt()
-        factor = counts * clip / torch.clamp(norm, min=clip)
-        return {name: factor * value for name, value in kept.items()}, loss
+        return torch.cat([gradients[name].reshape(-1) for name in sorted(gradients)]), loss
 
-    each, losses = vmap(contribution)(dict(batch), labels, weight)
-    return {name: value.sum(dim=0) for name, value in each.items()}, losses
+    each, losses = vmap(alone)(dict(batch), labels)
+    each = each * trained
+    norms = each.square().sum(dim=1).sqrt()
+    return (weight * clip / torch.clamp(norms, min=clip)) @ each, losses
 
 
 def private_step(tuned: Tuned, spec: TrainingSpec) -> PrivateStep:
@@ -107,7 +105,7 @@ def private_step(tuned: Tuned, spec: TrainingSpec) -> PrivateStep:
         batch: Named,
         labels: torch.Tensor,
         weight: torch.Tensor,
-        noise: Named,
+        noise: torch.Tensor,
         applies: torch.Tensor,
         trained: torch.Tensor,
         learning_rate: torch.Tensor,
@@ -115,20 +113,20 @@ def private_step(tuned: Tuned, spec: TrainingSpec) -> PrivateStep:
         added, losses = clipped_sum(
             tuned, privacy.clip, trainable, frozen, batch, labels, weight, trained
         )
-        total = {name: state[f"{SUMMED}{name}"] + value for name, value in added.items()}
+        total = state[SUMMED] + added
+        names = sorted(trainable)
+        noisy = (total + deviation * noise) / spec.batch_size
+        parts = noisy.split([trainable[name].numel() for name in names])
         gradients = {
-            name: (value + deviation * noise[name]) / spec.batch_size
-            for name, value in total.items()
+            name: part.reshape(trainable[name].shape)
+            for name, part in zip(names, parts, strict=True)
         }
-        before = {name: value for name, value in state.items() if not name.startswith(SUMMED)}
+        before = {name: value for name, value in state.items() if name != SUMMED}
         moved, kept = optimizers.step(spec, trainable, gradients, before, learning_rate)
         takes = applies > 0
         updated = {name: torch.where(takes, new, trainable[name]) for name, new in moved.items()}
         after = {name: torch.where(takes, new, before[name]) for name, new in kept.items()}
-        after |= {
-            f"{SUMMED}{name}": torch.where(takes, torch.zeros_like(value), value)
-            for name, value in total.items()
-        }
+        after[SUMMED] = torch.where(takes, torch.zeros_like(total), total)
         loss = (weight * losses).sum() / torch.clamp(weight.sum(), min=1.0)
         return updated, after, loss
 

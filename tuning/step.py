@@ -56,10 +56,10 @@ def logits(tuned: Tuned, trainable: Named, frozen: Named, batch: Named) -> torch
 
 def initial_state(tuned: Tuned, spec: TrainingSpec) -> dict[str, torch.Tensor]:
     """What a step reads before the first: the optimizer's state, and beside it at zero tallies, or
-    of a private step, which counts nothing, its sums."""
+    of a private step, which counts nothing, its sum."""
     parameters = tuned.parameters()
     if spec.privacy is not None:
-        beside = {f"{SUMMED}{name}": torch.zeros_like(v) for name, v in parameters.items()}
+        beside = {SUMMED: torch.zeros(sum(value.numel() for value in parameters.values()))}
     else:
         beside = {f"{TALLY}{name}": torch.zeros(size) for name, size in tuned.tallies.items()}
     return optimizers.initial_state(spec, parameters) | beside

@@ -13,6 +13,7 @@ from protocol.manifest import TALLY
 from protocol.tensors import NOTHING
 from tuning.private_step import private_cohort_step
 from tuning.step import cohort_step
+from tuning.torch_private import counted_values
 
 if TYPE_CHECKING:
     from protocol.manifest import TrainingSpec
@@ -48,17 +49,18 @@ class TorchCohort:
         weights = self._frozen | {
             name: self._frozen[name] + self._held(change) for name, change in offset.items()
         }
-        counted = [float(name not in frozen) for name in sorted(tensors)]
-        trained = torch.tensor(counted, device=self._device)
+        sizes = {name: value[0].numel() for name, value in tensors.items()}
+        trained = counted_values(sizes, frozen).to(self._device)
         losses = []
         with torch.no_grad():
             for step in steps:
                 held = {name: self._held(value) for name, value in step.items()}
-                batch, noise = (
-                    {n.removeprefix(part): v for n, v in held.items() if n.startswith(part)}
-                    for part in ("batch/", "noise/")
-                )
-                private = (noise, held["applies"], trained) if noise else ()
+                batch = {
+                    name.removeprefix("batch/"): value
+                    for name, value in held.items()
+                    if name.startswith("batch/")
+                }
+                private = (held["noise"], held["applies"], trained) if "noise" in held else ()
                 moved, kept, loss = self._step(
                     tensors, kept, weights, batch, held["labels"], held["weight"], *private, rate
                 )

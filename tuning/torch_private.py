@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 PrivatePlan = Callable[..., Any]
 
 
+def counted_values(sizes: Mapping[str, int], left: Collection[str]) -> torch.Tensor:
+    """`trained` of a private step: 1 for the values of tensors that are not in `left`, else 0."""
+    return torch.cat(
+        [torch.full((size,), float(name not in left)) for name, size in sorted(sizes.items())]
+    )
+
+
 def fit_privately(
     tuned: Tuned,
     spec: TrainingSpec,
@@ -39,19 +46,16 @@ def fit_privately(
     # The sums and moments start at zero, FedProx's anchors where the tensors start.
     state = {name: value.to(device) for name, value in initial_state(tuned, spec).items()}
     frozen = tuned.frozen()
-    counted = torch.tensor([float(name not in left) for name in sorted(tensors)], device=device)
+    counted = counted_values({n: v.numel() for n, v in tensors.items()}, left).to(device)
     rate = torch.tensor(learning_rate, device=device)
     losses = []
     for call in calls:
         held = {name: torch.from_numpy(np.array(value)).to(device) for name, value in call.items()}
-        batch, noise = (
-            {name.removeprefix(part): v for name, v in held.items() if name.startswith(part)}
-            for part in ("batch/", "noise/")
-        )
+        batch = {n.removeprefix("batch/"): v for n, v in held.items() if n.startswith("batch/")}
         with torch.no_grad():
             moved, state, loss = step(
                 tensors, state, frozen, batch, held["labels"], held["weight"],
-                noise, held["applies"], counted, rate,
+                held["noise"], held["applies"], counted, rate,
             )  # fmt: skip
         tensors = {name: tensors[name] if name in left else new for name, new in moved.items()}
         losses.append(float(loss))

@@ -135,12 +135,12 @@ class TorchTrainer:
             raise ValueError("private_plan: expected one, as the training is private; found None")
         drawn = self._private_plan(len(data["labels"]), self._spec, seed)
         names = [name for name in data if name != "labels"]
-        shapes = {name: tuple(value.shape) for name, value in self._trained.items()}
+        values = sum(value.numel() for value in self._trained.values())
         trained, losses = fit_privately(
             self._tuned,
             self._spec,
             self._trained,
-            drawn.calls(data, names, shapes),
+            drawn.calls(data, names, values),
             learning_rate=learning_rate,
             left=frozen,
             device=self._device,

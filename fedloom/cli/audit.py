@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedloom audit`: what a run gives away, measured by attacks on it."""
+"""`fedloom audit`: what a run gives away, measured by attacks on it, and what privacy costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simulations.progress import ProgressListener
 
 app = typer.Typer(
-    help="Attack what a run gives away, and print what was found; docs/audits.md explains it.",
+    help="Attack what a run gives away, or see what privacy costs; docs/audits.md explains it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -65,6 +65,39 @@ def membership(as_json: _Json = False, out: _Out = None, quick: _Quick = False) 
         return membership_audit(progress, quick=quick)
 
     _run(audit, as_json=as_json, out=out)
+
+
+@app.command(cls=PlainCommand)
+def accuracy(
+    job: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB.toml", help="A private job (default: Fashion-MNIST, see docs)."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, from 0 on (default: 3, quick 2).")
+    ] = None,
+    as_json: _Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where runs, the JSON object and the plot go (default: runs/audit-accuracy); "
+            "runs that are there already are not played again.",
+        ),
+    ] = None,
+    quick: _Quick = False,
+) -> None:
+    """What does a job's privacy cost in accuracy, by SSF, LoRA and LoRA with A frozen?"""
+    folder = out or Path("runs") / ("audit-accuracy-quick" if quick else "audit-accuracy")
+
+    def audit(progress: ProgressListener) -> Audited:
+        from coordinator.job import load_job
+        from simulations.audits.accuracy import accuracy_audit
+
+        loaded = None if job is None else load_job(job)
+        return accuracy_audit(progress, out=folder, job=loaded, seeds=seeds, quick=quick)
+
+    _run(audit, as_json=as_json, out=folder)
 
 
 def _run(audit: Callable[[ProgressListener], Audited], *, as_json: bool, out: Path | None) -> None:

@@ -18,22 +18,26 @@ memberships shuffled, for the attacker as for the count, the same attack has to 
 average of many shuffles. How far single shuffles are off is the error that an AUC has at the least:
 adapters judge each other, so that their areas are not independent.
 
+The same adapters, of the same images and seeds, are then trained with differential privacy, of
+clients and of samples (`guarded.py`), and attacked alike.
+
 *Source* LiRA: Carlini et al., "Membership Inference Attacks From First Principles", IEEE S&P 2022
 (arXiv 2112.03570), the online attack; the threshold: Yeom et al., CSF 2018 (arXiv 1709.01604).
 *Differs from source* variances are pooled over images, as the source does for few shadow models; an
 image's mean leans on that of all where few adapters had it (a prior of one adapter). No image is
 asked about in several augmented forms. Every adapter draws its half by itself: of halves balanced
 for each image the others would tell what the one under attack had.
-*Cost* N trainings.
+*Cost* 4·N trainings, N of them of gradients of single samples.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -44,9 +48,18 @@ from coordinator.sections import (
     MethodSpec,
     TrainingSection,
 )
-from edge_runtime import preprocess
+from edge_runtime.keystream import repeatable_keystream
 from edge_runtime.trainer import OnnxTrainer
 from simulations.audits.audited import Audited
+from simulations.audits.guarded import (
+    DELTA,
+    EPSILON,
+    GUARDS,
+    Guard,
+    Guarded,
+    noised,
+)
+from simulations.audits.shadows import Shadow, Trained, averaged
 from simulations.benchmarks.figure import Figure, figure
 from simulations.benchmarks.runs import labelled, set_up_with, signed_bundle
 from simulations.datasets import Dataset
@@ -61,17 +74,6 @@ SHUFFLES: Final = 40
 NULL_DEVIATIONS: Final = 3.0
 # φ of cross-entropies below is not known in float32.
 _LEAST_ENTROPY: Final = 1e-7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """How an adapter comes to be: federated averaging over some clients."""
-
-    name: str
-    pool: int  # images; half of them are trained on
-    clients: int
-    rounds: int
-    local_epochs: int
 
 
 USUAL: Final = Trained(name="usual", pool=1_000, clients=10, rounds=5, local_epochs=2)
@@ -194,11 +196,12 @@ def membership_audit(
     usual: Trained = USUAL,
     overfitted: Trained = OVERFITTED,
     adapters: int | None = None,
+    guards: Sequence[Guard] = GUARDS,
 ) -> Audited:
     """Adapters of a job, by default LoRA on private images, as usual and overfitted.
 
     The job says what is trained and how a client trains; clients and rounds are those of `usual`
-    and `overfitted`.
+    and `overfitted`. `guards` are the ways to train privately, as usual otherwise.
     Raises: DataError where there are fewer images than a pool asks for.
     """
     count = adapters or (QUICK_SHADOWS if quick else SHADOWS)
@@ -210,88 +213,65 @@ def membership_audit(
     words = {}
     progress.stage("membership: compiling the training step")
     job, dataset = _images(usual.pool) if job is None else (job, load_job_data(job))
+    guarded = [guard(job, usual) for guard in guards]
     with tempfile.TemporaryDirectory() as folder:
         setup = set_up_with(job, dataset)
-        trainer = OnnxTrainer(signed_bundle(setup, Path(folder)), threads=1)
+        trainer = OnnxTrainer(signed_bundle(setup, Path(folder) / "plain"), threads=1)
         for trained in (usual, overfitted):
             members = halves(count, trained.pool, rng)
             shadow = Shadow(trainer, dataset, trained, learning_rate=job.training.learning_rate)
-            phi = np.empty(members.shape)
-            for number, row in enumerate(members):
-                progress.stage(f"membership: {trained.name} adapter {number + 1} of {count}")
-                phi[number] = logit_confidence(shadow(row, seed=number))
+            phi, accuracy = _trained(shadow, members, trained.name, progress)
             words[trained.name] = (
                 f"{count} adapters of {job.method.name}, {trained.pool // 2} of {trained.pool} "
                 f"images of {dataset.name} each over {trained.clients} clients, {trained.rounds} "
-                f"rounds of {trained.local_epochs} passes; accuracy of the last "
-                f"{shadow.accuracy:.3f}"
+                f"rounds of {trained.local_epochs} passes; accuracy of the last {accuracy:.3f}"
             )
             areas = null_areas(phi, members, rng)
             error = float(areas.std(ddof=1))
             found[trained.name] = leak(likelihood_ratios(phi, members), members, least_error=error)
             if trained is usual:
-                null = areas
+                null, of_usual = areas, members
                 found["threshold"] = leak(phi, members, least_error=error)
                 mixed = shuffled(members, rng)
                 found["shuffled"] = leak(likelihood_ratios(phi, mixed), mixed, least_error=error)
+        for guard in guarded:
+            progress.stage(f"membership: compiling the training step, private {guard.name}")
+            setup = set_up_with(guard.job, dataset)
+            bundle = signed_bundle(setup, Path(folder) / guard.name)
+            shadow = Shadow(
+                OnnxTrainer(bundle, threads=1, keystream=repeatable_keystream),
+                dataset,
+                usual,
+                learning_rate=job.training.learning_rate,
+                combine=noised(guard.job, bundle.manifest.trainable)
+                if guard.job.privacy.is_private
+                else averaged,
+            )
+            phi, accuracy = _trained(shadow, of_usual, f"private {guard.name}", progress)
+            words[guard.name] = f"{guard.words}; accuracy of the last {accuracy:.3f}"
+            error = float(null_areas(phi, of_usual, rng).std(ddof=1))
+            scores = likelihood_ratios(phi, of_usual)
+            found[guard.name] = leak(scores, of_usual, least_error=error)
     figures = membership_figures(found, null, words)
+    for guard in guarded:
+        figures += guarded_figures(guard, found[guard.name], words[guard.name])
     return Audited(
         figures=tuple(labelled(figures) if quick else figures),
         draw=lambda path: draw(found, path),
     )
 
 
-class Shadow:
-    """Trains adapters from the same start by the compiled step, and asks them about the pool."""
-
-    def __init__(
-        self, trainer: OnnxTrainer, dataset: Dataset, trained: Trained, *, learning_rate: float
-    ) -> None:
-        available = len(dataset.train["labels"])
-        if available < trained.pool:
-            raise DataError(
-                f"{dataset.name}: expected {trained.pool} images to train on, found {available}"
-            )
-        preprocessing = trainer.bundle.manifest.preprocessing
-        self._trainer = trainer
-        self._trained = trained
-        self._rate = learning_rate
-        self._start = dict(trainer.bundle.initial())
-        pool = {name: array[: trained.pool] for name, array in dataset.train.items()}
-        self._data = preprocess(preprocessing, pool)
-        self._test = preprocess(preprocessing, dict(dataset.test))
-        self._last: Mapping[str, np.ndarray] = self._start
-
-    @property
-    def accuracy(self) -> float:
-        """Of the last adapter, on the test part."""
-        return float(self._trainer.evaluate(self._last, self._test)["accuracy"])
-
-    def __call__(self, members: np.ndarray, *, seed: int) -> np.ndarray:
-        """Cross-entropies of all images [pool], of an adapter that was trained on `members`."""
-        rng = np.random.default_rng(seed)
-        parts = np.array_split(rng.permutation(np.flatnonzero(members)), self._trained.clients)
-        tensors: Mapping[str, Any] = self._start
-        for _ in range(self._trained.rounds):
-            results = [
-                self._trainer.fit(
-                    tensors,
-                    {name: array[part] for name, array in self._data.items()},
-                    learning_rate=self._rate,
-                    epochs=self._trained.local_epochs,
-                    seed=int(rng.integers(2**31)),
-                )[0]
-                for part in parts
-            ]
-            weights = [len(part) for part in parts]
-            tensors = {
-                name: np.average([one[name] for one in results], axis=0, weights=weights).astype(
-                    np.float32
-                )
-                for name in tensors
-            }
-        self._last = tensors
-        return self._trainer.evaluate_samples(tensors, self._data)[0]
+def _trained(
+    shadow: Shadow, members: np.ndarray, name: str, progress: ProgressListener
+) -> tuple[np.ndarray, float]:
+    """φ of every adapter for every image, [adapters, pool], and the last one's test accuracy."""
+    phi, accuracy = np.empty(members.shape), 0.0
+    for number, row in enumerate(members):
+        progress.stage(f"membership: {name} adapter {number + 1} of {len(members)}")
+        tensors = shadow.train(row, seed=number)
+        phi[number] = logit_confidence(shadow.entropies(tensors))
+        accuracy = shadow.accuracy(tensors)
+    return phi, accuracy
 
 
 def membership_figures(
@@ -331,6 +311,27 @@ def membership_figures(
     ]
 
 
+def guarded_figures(guard: Guarded, leaked: Leak, words: str) -> list[Figure]:
+    """What leaks of adapters that were trained privately, beside what may."""
+    promise = f"epsilon = {EPSILON:g} at delta = {DELTA:g}"
+    literal = min(math.exp(EPSILON) * FALSE_ALARMS + DELTA, 1.0)
+    allowed = guard.allowed_hits(FALSE_ALARMS)
+    return [
+        figure(
+            f"membership_auc_private_{guard.name}",
+            leaked.auc,
+            note=f"± {leaked.auc_error:.3f}; {promise} of {guard.name}, {words}",
+        ),
+        figure(
+            f"membership_tpr_at_fpr_1e2_private_{guard.name}",
+            leaked.hits,
+            target=f"<= {allowed:.3f}",
+            note=f"± {leaked.hits_error:.3f}; all that is promised of {guard.name} allows so many "
+            f"where one image stands for another, {promise} alone {literal:.3g}",
+        ),
+    ]
+
+
 def draw(found: Mapping[str, Leak], path: Path) -> None:
     """Hits over false alarms, on two logarithmic axes."""
     from matplotlib.figure import Figure as Canvas
@@ -341,11 +342,13 @@ def draw(found: Mapping[str, Leak], path: Path) -> None:
         "usual": "as usual",
         "threshold": "as usual, one threshold",
         "overfitted": "overfitted",
+        "clients": "private clients",
+        "samples": "private samples",
         "shuffled": "memberships shuffled",
     }
-    for name, label in names.items():
+    for name in [name for name in names if name in found]:
         false, hits = found[name].curve
-        axes.plot(false, hits, label=f"{label}: AUC {found[name].auc:.3f}")
+        axes.plot(false, hits, label=f"{names[name]}: AUC {found[name].auc:.3f}")
     line = np.logspace(-4, 0, 50)
     axes.plot(line, line, color="black", linewidth=0.8, linestyle=":", label="a coin")
     axes.axvline(FALSE_ALARMS, color="grey", linewidth=0.6)

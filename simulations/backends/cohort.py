@@ -95,7 +95,6 @@ class CohortClients:
         self._evaluate_samples = evaluate_samples
         self._clients = {client.id: client for client in clients}
         self._names = [name for name, _ in manifest.inputs]
-        self._shapes = {name: spec.shape for name, spec in manifest.trainable.entries}
         self._offset: Mapping[str, np.ndarray] = NOTHING
 
     def serve(self, work: list[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes | Exception]]:
@@ -189,17 +188,14 @@ class CohortClients:
         """What private calls read beside their samples; a client that has none left is at rest."""
         if self._manifest.training.privacy is None:
             return {}
+        values = self._manifest.trainable.size
         applies = np.zeros(self._size, np.float32)
-        noise = {
-            f"noise/{name}": np.zeros((self._size, *shape), np.float32)
-            for name, shape in self._shapes.items()
-        }
+        noise = np.zeros((self._size, values), np.float32)
         for place, item in enumerate(group):
             if item.drawn is not None and number < len(item.indices) and item.drawn.applies[number]:
                 applies[place] = 1
-                for name, value in item.drawn.noise(number, self._shapes).items():
-                    noise[f"noise/{name}"][place] = value
-        return {"applies": applies, **noise}
+                noise[place] = item.drawn.noise(number, values)
+        return {"applies": applies, "noise": noise}
 
     def _evaluate(self, group: Sequence[_Evaluation]) -> Iterator[tuple[str, bytes | Exception]]:
         """All held-out samples in one go, where the tensors are the same for every client."""

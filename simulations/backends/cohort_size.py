@@ -91,8 +91,7 @@ def _seconds_per_client(compiled: Compiled, recipe: Recipe, size: int) -> float:
     step["weight"] = np.ones((size, batch), np.float32)
     if recipe.training.privacy is not None:
         step["applies"] = np.ones(size, np.float32)
-        for name, spec in compiled.trainable.entries:
-            step[f"noise/{name}"] = np.zeros((size, *spec.shape), np.float32)
+        step["noise"] = np.zeros((size, compiled.trainable.size), np.float32)
     tensors, state = (
         {name: np.zeros((size, *part.shape), part.dtype) for name, part in spec.entries}
         for spec in (compiled.trainable, compiled.state)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tuning.methods import Tuned
 
 Calls = Sequence[Mapping[str, np.ndarray]]
+Cases = Mapping[str, tuple[str, Mapping[str, Any], TrainingSpec]]
+"""Words, and the method, its settings and the private training that they are for."""
 
 _BATCH: Final = 8
 _SAMPLES: Final = 24  # a third of them is drawn for a step, so that some draws take two calls
@@ -39,7 +41,7 @@ _RATE: Final = 0.05
 _PRIVACY: Final = ExamplePrivacy(
     noise_multiplier=1.0, clip=0.5, fewest_samples=_BATCH, steps=_STEPS, rounds=1
 )
-_SGD: Final = TrainingSpec(
+SGD: Final = TrainingSpec(
     batch_size=_BATCH, optimizer="sgd", learning_rate=_RATE, momentum=0.9, privacy=_PRIVACY
 )
 _ADAMW: Final = TrainingSpec(
@@ -49,8 +51,8 @@ _ADAMW: Final = TrainingSpec(
     weight_decay=0.01,
     privacy=_PRIVACY,
 )
-_CASES: Final = {
-    "LoRA, SGD": ("lora", {"rank": 4}, _SGD),
+CASES: Final[Cases] = {
+    "LoRA, SGD": ("lora", {"rank": 4}, SGD),
     "SSF, AdamW": ("ssf", {}, _ADAMW),
 }
 
@@ -89,8 +91,10 @@ def literal_steps(tuned: Tuned, spec: TrainingSpec, start: Tensors, calls: Calls
                 total[name] += value * min(1.0, privacy.clip / norm) if norm else value
         if not call["applies"]:
             continue
+        left = torch.from_numpy(call["noise"])
         for name, parameter in trained.items():
-            noise = torch.from_numpy(call[f"noise/{name}"])
+            noise, left = left[: parameter.numel()], left[parameter.numel() :]
+            noise = noise.reshape(parameter.shape)
             noisy = total[name] + privacy.noise_multiplier * privacy.clip * noise
             parameter.grad = noisy / spec.batch_size
             if spec.proximal:
@@ -115,11 +119,14 @@ def compiled_steps(
     return trained
 
 
-def dp_sgd_parity() -> Figure:
+def dp_sgd_parity(cases: Cases = CASES) -> Figure:
     """Largest difference of any value after some private steps of the shipped ViT, compiled and
-    literal."""
+    literal.
+
+    *Cost* a minute or two where the cases are not compiled yet, else seconds.
+    """
     worst, notes = 0.0, []
-    for name, (method, settings, spec) in _CASES.items():
+    for name, (method, settings, spec) in cases.items():
         recipe = _recipe(method, settings, spec)
         compiled = compile_recipe(recipe)
         start, calls = _start(compiled), _calls(compiled, spec)
@@ -135,11 +142,11 @@ def dp_sgd_parity() -> Figure:
     return figure("dp_sgd_parity", worst, target="<= 1e-5", note=note)
 
 
-def dp_sgd_cost() -> list[Figure]:
+def dp_sgd_cost(cases: Cases = CASES) -> list[Figure]:
     """A private step beside a plain one of the same batch, one client: time, the fastest of some,
     in turns. Drawing the noise is counted in."""
     figures = []
-    for name, (method, settings, spec) in _CASES.items():
+    for name, (method, settings, spec) in cases.items():
         seconds: dict[bool, list[float]] = {False: [], True: []}
         ready = {}
         for private in seconds:
@@ -197,8 +204,7 @@ def _data(compiled: Compiled, samples: int) -> dict[str, np.ndarray]:
 def _calls(compiled: Compiled, spec: TrainingSpec) -> Calls:
     drawn = private_batches(_SAMPLES, spec, repeatable_keystream(0))
     names = [name for name, _ in compiled.inputs]
-    shapes = {name: entry.shape for name, entry in compiled.trainable.entries}
-    return list(drawn.calls(_data(compiled, _SAMPLES), names, shapes))
+    return list(drawn.calls(_data(compiled, _SAMPLES), names, compiled.trainable.size))
 
 
 def _full(compiled: Compiled) -> Iterable[dict[str, np.ndarray]]:
@@ -209,11 +215,7 @@ def _full(compiled: Compiled) -> Iterable[dict[str, np.ndarray]]:
 
 
 def _drawn(compiled: Compiled, stream: Any) -> dict[str, np.ndarray]:
-    noise = {
-        f"noise/{name}": stream.normals(int(np.prod(entry.shape))).reshape(entry.shape)
-        for name, entry in compiled.trainable.entries
-    }
-    return {"applies": np.ones((), np.float32), **noise}
+    return {"applies": np.ones((), np.float32), "noise": stream.normals(compiled.trainable.size)}
 
 
 def _gradient(parameter: Any) -> Any:

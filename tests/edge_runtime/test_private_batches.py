@@ -80,35 +80,22 @@ def test_step_that_draws_nobody_is_a_call_without_weight() -> None:
 def test_noise_is_drawn_for_calls_that_apply_alone() -> None:
     drawn = private_batches(12, training(4, 4, 20), repeatable_keystream(0))
     assert not drawn.applies.all()
-    shapes = {"a": (3, 2), "b": (), "c": (5,)}
     seen = []
     for call, applies in enumerate(drawn.applies):
-        noise = drawn.noise(call, shapes)
-        assert {name: value.shape for name, value in noise.items()} == shapes
-        flat = np.concatenate([value.ravel() for value in noise.values()])
-        assert flat.dtype == np.float32
-        assert flat.any() == bool(applies)
-        seen.extend(flat[flat != 0])
+        noise = drawn.noise(call, 12)
+        assert (noise.dtype, noise.shape) == (np.float32, (12,))
+        assert noise.any() == bool(applies)
+        seen.extend(noise[noise != 0])
     assert len(set(seen)) == len(seen) == 20 * 12
-
-
-def test_noise_of_a_tensor_does_not_depend_on_the_order_of_names() -> None:
-    shapes = {"b": (3,), "a": (2, 2), "c": ()}
-    one, other = (
-        private_batches(4, training(4, 4, 1), repeatable_keystream(0)).noise(0, named)
-        for named in (shapes, dict(sorted(shapes.items())))
-    )
-    for name, value in one.items():
-        assert value.tobytes() == other[name].tobytes()
 
 
 def test_calls_carry_the_rows_by_their_port_names() -> None:
     data = {"x": np.arange(24.0, dtype=np.float32).reshape(12, 2), "labels": np.arange(12)}
     drawn = private_batches(12, training(4, 4, 3), repeatable_keystream(0))
     for call, rows, weight in zip(
-        drawn.calls(data, ["x"], {"w": (2,)}), drawn.indices, drawn.weights, strict=True
+        drawn.calls(data, ["x"], 2), drawn.indices, drawn.weights, strict=True
     ):
-        assert set(call) == {"batch/x", "labels", "weight", "applies", "noise/w"}
+        assert set(call) == {"batch/x", "labels", "weight", "applies", "noise"}
         np.testing.assert_array_equal(call["batch/x"], data["x"][rows])
         np.testing.assert_array_equal(call["labels"], rows)
         np.testing.assert_array_equal(call["weight"], weight)

@@ -16,15 +16,16 @@ from fedloom.errors import BAD_INPUT, DONE
 from simulations.audits.audited import Audited
 from simulations.benchmarks.figure import figure
 
-AUDITS = ("canary", "inversion", "membership")
+AUDITS = ("canary", "inversion", "membership", "accuracy")
 
 
 @pytest.fixture(params=AUDITS)
-def audit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def audit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The name of an audit that attacks nothing and says whether it was quick."""
     name: str = request.param
+    monkeypatch.chdir(tmp_path)
 
-    def attack(progress: Any, *, quick: bool) -> Audited:
+    def attack(progress: Any, *, quick: bool, **options: Any) -> Audited:
         progress.stage("attacking")
         found = figure(f"{name}_found", 1.5, target="<= 2", note="quick" if quick else "whole")
         return Audited(figures=(found,), draw=lambda path: path.write_bytes(b"plot") and None)
@@ -61,6 +62,31 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_attacked(
     (tmp_path / "file").write_text("")
     assert main(["audit", audit, "--out", str(tmp_path / "file" / "folder")]) == BAD_INPUT
     assert "attacking" not in capsys.readouterr().err
+
+
+def test_accuracy_is_given_its_job_seeds_and_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def attack(progress: Any, **options: Any) -> Audited:
+        given.update(options)
+        return Audited(figures=(), draw=lambda path: path.write_bytes(b"plot") and None)
+
+    stand_in = types.ModuleType("simulations.audits.accuracy")
+    monkeypatch.setattr(stand_in, "accuracy_audit", attack, raising=False)
+    monkeypatch.setitem(sys.modules, "simulations.audits.accuracy", stand_in)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text('[method]\nname = "head"\n')
+    assert main(["audit", "accuracy", "--job", "job.toml", "--seeds", "5"]) == DONE
+    assert given["job"].method.name == "head" and given["seeds"] == 5
+    assert given["out"] == Path("runs/audit-accuracy")
+    assert (tmp_path / "runs" / "audit-accuracy" / "figures.json").is_file()
+    assert main(["audit", "accuracy", "--quick"]) == DONE
+    assert given["out"] == Path("runs/audit-accuracy-quick") and given["job"] is None
+    capsys.readouterr()
+    assert main(["audit", "accuracy", "--job", "none.toml"]) == BAD_INPUT
+    assert "none.toml" in capsys.readouterr().err
 
 
 def test_help_names_every_audit(capsys: pytest.CaptureFixture[str]) -> None:

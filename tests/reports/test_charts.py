@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,25 @@ def test_chart_is_refused_without_a_point() -> None:
         line_chart(
             [empty], title="t", x_label="x", y_label="y", x_text=bytes_text, y_text=bytes_text
         )
+
+
+@given(st.floats(1e-7, 1e7), st.floats(0, 0.5))
+def test_values_of_an_axis_stay_clear_of_its_name(size: float, spread: float) -> None:
+    series = Series(name="a", points=((1.0, size), (2.0, size * (1 + spread))), tips=("", ""))
+    drawn = line_chart(
+        [series], title="t", x_label="x", y_label="y", x_text=str, y_text=lambda v: f"{v:.3g}"
+    )
+    values = re.findall(
+        r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)', drawn
+    )
+    assert values
+    ((name,),) = [re.findall(r"translate\(([\d.]+) ", drawn)]
+    # Half of the font's 12 pixels is the least that a digit takes; the name's tails take four.
+    assert all(
+        float(end) - 6 * len(value.replace(".", "")) > float(name) + 4 for end, value in values
+    )
+    begins = set(re.findall(r'class="grid" x1="([\d.]+)"', drawn))
+    assert len(begins) == 1 and f'class="axis" x1="{begins.pop()}" x2="542"' in drawn
 
 
 def test_quantile_interpolates() -> None:

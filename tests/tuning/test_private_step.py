@@ -26,7 +26,7 @@ from tuning import graphs
 from tuning.ports import step_examples, step_graph
 from tuning.private_step import clipped_sum, private_step
 from tuning.step import initial_state as initial_tensors
-from tuning.torch_private import fit_privately
+from tuning.torch_private import counted_values, fit_privately
 
 SAMPLES, BATCH, CLIP = 10, 4, 0.5
 
@@ -34,8 +34,15 @@ SAMPLES, BATCH, CLIP = 10, 4, 0.5
 def calls_of(made: Any, data: dict[str, np.ndarray], seed: int = 0) -> list[dict[str, np.ndarray]]:
     manifest = made.bundle.manifest
     drawn = private_batches(len(data["labels"]), manifest.training, repeatable_keystream(seed))
-    shapes = {name: spec.shape for name, spec in manifest.trainable.entries}
-    return list(drawn.calls(data, [name for name, _ in manifest.inputs], shapes))
+    return list(drawn.calls(data, [name for name, _ in manifest.inputs], manifest.trainable.size))
+
+
+def by_name(flat: np.ndarray, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A vector of all values as tensors."""
+    ends = np.cumsum([start[name].size for name in sorted(start)])
+    parts = np.split(flat, ends[:-1])
+    named = zip(sorted(start), parts, strict=True)
+    return {name: part.reshape(start[name].shape) for name, part in named}
 
 
 def run(
@@ -144,8 +151,8 @@ class Case:
         names = list(data)
         data["labels"] = rng.integers(0, 3, SAMPLES)
         drawn = private_batches(SAMPLES, recipe.training, repeatable_keystream(2))
-        shapes = {name: value.shape for name, value in start.items()}
-        calls = list(drawn.calls(data, names, shapes))
+        values = sum(value.size for value in start.values())
+        calls = list(drawn.calls(data, names, values))
         return cls(tuned=tuned, spec=recipe.training, examples=examples, start=start, calls=calls)
 
     def compare(self, found: dict[str, np.ndarray]) -> None:
@@ -168,11 +175,12 @@ def _some(rng: np.random.Generator, example: torch.Tensor) -> np.ndarray:
 def test_step_without_samples_is_the_noise_at_its_scale(lora: Any) -> None:
     start = lora.start()
     rng = np.random.default_rng(0)
-    noise = {name: rng.standard_normal(value.shape, np.float32) for name, value in start.items()}
+    flat = rng.standard_normal(lora.bundle.manifest.trainable.size, np.float32)
+    noise = by_name(flat, start)
     call = calls_of(lora, lora.data(SAMPLES))[0] | {
         "weight": np.zeros(BATCH, np.float32),
         "applies": np.float32(1),
-        **{f"noise/{name}": value for name, value in noise.items()},
+        "noise": flat,
     }
     found = run(lora, [call], 1.0)
     for name, value in found.items():
@@ -207,17 +215,18 @@ def test_tensors_that_are_left_as_they_are_use_up_no_norm(lora: Any) -> None:
     _, tuned = lora.recipe.build()
     batch = {"pixel_values": torch.from_numpy(calls[0]["batch/pixel_values"])}
     tensors = {name: torch.from_numpy(value) for name, value in start.items()}
-    counted = torch.tensor([float(name not in left) for name in sorted(start)])
+    counted = counted_values({name: value.size for name, value in start.items()}, left)
     weight = torch.from_numpy(calls[0]["weight"])
-    added, _ = clipped_sum(
+    flat, _ = clipped_sum(
         tuned, CLIP, tensors, tuned.frozen(), batch, torch.from_numpy(calls[0]["labels"]),
         weight, counted,
     )  # fmt: skip
-    assert all(float(added[name].abs().max()) == 0 for name in left)
-    norm = sum(float(value.square().sum()) for value in added.values()) ** 0.5
-    assert norm <= CLIP * float(weight.sum()) * (1 + 1e-5)
+    added, noise = by_name(flat.detach().numpy(), start), by_name(calls[0]["noise"], start)
+    assert not any(added[name].any() for name in left)
+    # What counts is clipped by its own norm: all that the samples give when nothing else does.
+    assert CLIP / 2 < np.linalg.norm(flat.detach().numpy()) <= CLIP * float(weight.sum()) * 1.001
     for name in start.keys() - left:
-        gradient = (added[name].numpy() + 2.0 * CLIP * calls[0][f"noise/{name}"]) / BATCH
+        gradient = (added[name] + 2.0 * CLIP * noise[name]) / BATCH
         expected = start[name] - 0.05 * (gradient + 0.01 * start[name])
         np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-6)
 
@@ -228,14 +237,15 @@ def summed(lora: Any) -> Callable[..., np.ndarray]:
     _, tuned = lora.recipe.build()
     frozen = tuned.frozen()
     tensors = {name: torch.from_numpy(value) for name, value in lora.start().items()}
+    everything = torch.ones(lora.bundle.manifest.trainable.size)
 
     def add(pixels: np.ndarray, labels: np.ndarray, weight: np.ndarray, clip: float) -> np.ndarray:
         batch = {"pixel_values": torch.from_numpy(pixels)}
         added, _ = clipped_sum(
             tuned, clip, tensors, frozen, batch, torch.from_numpy(labels),
-            torch.from_numpy(weight), torch.ones(len(tensors)),
+            torch.from_numpy(weight), everything,
         )  # fmt: skip
-        return np.concatenate([added[name].detach().numpy().ravel() for name in sorted(added)])
+        return added.detach().numpy()
 
     return add
 
@@ -283,9 +293,10 @@ def test_gradient_of_zero_adds_zero(lora: Any) -> None:
     tensors = {name: torch.from_numpy(value) for name, value in lora.start().items()}
     added, _ = clipped_sum(
         tuned, CLIP, tensors, tuned.frozen(), {"pixel_values": torch.ones(BATCH, 1, 8, 8)},
-        torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH), torch.zeros(len(tensors)),
+        torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH),
+        torch.zeros(lora.bundle.manifest.trainable.size),
     )  # fmt: skip
-    assert all(torch.equal(value, torch.zeros_like(value)) for value in added.values())
+    assert torch.equal(added, torch.zeros_like(added))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -305,6 +316,19 @@ def test_sample_that_is_not_finite_spoils_the_update_instead_of_passing(
         )
 
 
+def test_device_draws_what_no_seed_tells(lora: Any) -> None:
+    def bits(trainer: OnnxTrainer) -> bytes:
+        trained, _ = trainer.fit(
+            lora.start(), lora.data(SAMPLES), learning_rate=0.05, epochs=1, seed=3
+        )
+        return b"".join(trained[name].tobytes() for name in sorted(trained))
+
+    secret = OnnxTrainer(lora.bundle, threads=1)
+    assert bits(secret) != bits(secret)
+    repeatable = OnnxTrainer(lora.bundle, threads=1, keystream=repeatable_keystream)
+    assert bits(repeatable) == bits(repeatable)
+
+
 def test_steps_leave_their_arguments_as_they_were(lora: Any) -> None:
     _, tuned = lora.recipe.build()
     call = calls_of(lora, lora.data(SAMPLES))[0]
@@ -313,13 +337,13 @@ def test_steps_leave_their_arguments_as_they_were(lora: Any) -> None:
         name: torch.from_numpy(value)
         for name, value in initial_state(lora.bundle.manifest, lora.start()).items()
     }
-    noise = {name: torch.from_numpy(call[f"noise/{name}"]) for name in tensors}
+    noise = torch.from_numpy(call["noise"])
     before = {name: value.clone() for name, value in (tensors | state).items()}
     private_step(tuned, lora.recipe.training)(
         tensors, state, tuned.frozen(),
         {"pixel_values": torch.from_numpy(call["batch/pixel_values"])},
         torch.from_numpy(call["labels"]), torch.from_numpy(call["weight"]), noise,
-        torch.tensor(1.0), torch.ones(len(tensors)), torch.tensor(0.1),
+        torch.tensor(1.0), torch.ones_like(noise), torch.tensor(0.1),
     )  # fmt: skip
     for name, value in (tensors | state).items():
         assert torch.equal(value, before[name])

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from simulations.audits.guarded import guarded_clients
 from simulations.audits.membership import (
-    Trained,
     area_under_curve,
     curve,
     halves,
@@ -29,6 +29,7 @@ from simulations.audits.membership import (
     null_areas,
     shuffled,
 )
+from simulations.audits.shadows import Trained
 from simulations.errors import DataError
 from simulations.progress import SilentProgress
 
@@ -161,15 +162,32 @@ def test_a_tiny_overfitted_adapter_leaks_and_the_audit_is_drawn(
     overfitted = Trained(name="overfitted", pool=40, clients=1, rounds=1, local_epochs=25)
     audited = membership_audit(
         SilentProgress(), quick=True, job=tiny_job("lora"),
-        usual=usual, overfitted=overfitted, adapters=5,
+        usual=usual, overfitted=overfitted, adapters=5, guards=[guarded_clients],
     )  # fmt: skip
     figures = {made.name: made for made in audited.figures}
     assert figures["membership_auc_overfitted"].value > 0.7
     assert figures["membership_auc_shuffled"].holds is True
     assert 0.3 < figures["membership_auc"].value < 0.75
     assert "30 of 60 images of digits each over 2 clients" in figures["membership_auc"].note
+    assert "on the sum of 2 clients" in figures["membership_auc_private_clients"].note
+    assert 0.3 < figures["membership_auc_private_clients"].value < 0.7
+    assert figures["membership_tpr_at_fpr_1e2_private_clients"].holds is True
     audited.draw(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_tiny_adapters_of_private_samples_are_attacked_too(tiny_job: Callable[..., Any]) -> None:
+    usual = Trained(name="usual", pool=60, clients=2, rounds=2, local_epochs=1)
+    overfitted = Trained(name="overfitted", pool=40, clients=1, rounds=1, local_epochs=1)
+    audited = membership_audit(
+        SilentProgress(), job=tiny_job("lora"), usual=usual, overfitted=overfitted, adapters=4
+    )
+    figures = {made.name: made for made in audited.figures}
+    for name, noise in (("clients", "on the sum of 2 clients"), ("samples", "on each of 6 steps")):
+        assert noise in figures[f"membership_auc_private_{name}"].note
+        assert 0.3 < figures[f"membership_auc_private_{name}"].value < 0.7
+        assert figures[f"membership_tpr_at_fpr_1e2_private_{name}"].holds is True
 
 
 def test_a_pool_larger_than_the_data_is_refused(tiny_job: Callable[..., Any]) -> None:
