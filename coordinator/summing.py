@@ -18,7 +18,7 @@ import numpy as np
 
 from aggregation.codecs import SumCodec, round_seeds
 from aggregation.codecs.common_grid import sum_bits
-from aggregation.errors import SecureSumError
+from aggregation.errors import CodecError, SecureSumError
 from aggregation.secure_aggregation import (
     Aborted,
     Context,
@@ -77,7 +77,11 @@ def sum_updates(
     if isinstance(found, Aborted):
         return f"{found.reason}: {found.detail}"
     seeds = round_seeds(run.hash, number)
-    mean = codec.mean(found.values, len(found.members), spec, seeds=seeds)
+    try:
+        mean = codec.mean(found.values, len(found.members), spec, seeds=seeds)
+    except CodecError as error:
+        # Somebody added what is no update. Nobody can say who.
+        return str(error)
     return Summed(mean=mean, members=found.members, sizes=attempt.sizes)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from aggregation.codecs import SumCodec, codec_named, round_seeds
 from client_sdk.memory import FolderMemory
-from client_sdk.summing import held
+from client_sdk.summing import Summand, held
 from coordinator.privacy_section import PrivacySection
 from coordinator.sections import (
     AggregationSection,
@@ -163,5 +163,22 @@ def test_too_few_leave_everything_as_it_is_and_say_why(play_sums: Callable[..., 
     _, bundle, _, (report,), tensors, _ = play_sums(between=between)
     assert report.updates == 0
     assert "no secure sum" in report.note and "too-few" in report.note
+    for name, value in bundle.initial().items():
+        np.testing.assert_array_equal(tensors[name], value)
+
+
+def test_a_sum_of_what_are_no_updates_leaves_everything_as_it_is(
+    play_sums: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of its own making can add integers beyond the grid: its doing, and no crash."""
+    integers = Summand.integers
+
+    def beyond(self: Summand, bits: int) -> np.ndarray:
+        return integers(self, bits) * 0 + (1 << bits) - 1
+
+    monkeypatch.setattr(Summand, "integers", beyond)
+    _, bundle, _, (report,), tensors, _ = play_sums()
+    assert report.updates == 0
+    assert "no secure sum: sums: expected at most" in report.note
     for name, value in bundle.initial().items():
         np.testing.assert_array_equal(tensors[name], value)
