@@ -77,7 +77,8 @@ class Step:
         """Merge an update of `size` bytes, with `share` of the weight that the job gives it."""
         run, answers, header = self._run, self.answers, admitted.header
         uniform = run.job.aggregation.weighting == "uniform"
-        weight = share * (1.0 if uniform else float(header.samples))
+        most = run.job.aggregation.full_weight_samples or header.samples
+        weight = share * (1.0 if uniform else float(min(header.samples, most)))
         if self._private and (reason := self._private.fault(header.metrics)):
             malformed = Failure(code=RejectionCode.MALFORMED, reason=reason)
             answers.refuse(header.client, self._number, malformed)
@@ -95,7 +96,8 @@ class Step:
         self._count(header, size)
 
     def add_sum(self, plans: Plans, terms: Terms, trained: Sequence[tuple[Admitted, int]]) -> None:
-        """Merge what a secure sum of those clients comes to, each of the same weight.
+        """Merge the mean that a secure sum of those clients comes to, weighted in the sum itself or
+        not at all.
 
         `trained`: their answers to the plans, which hold no tensors, and their sizes.
         """

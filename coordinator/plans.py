@@ -105,6 +105,7 @@ class Plans:
             min_survivors=terms.min_survivors if terms else 0,
             corrupt=terms.corrupt if terms else 0.0,
             dropouts=terms.dropouts if terms else 0.0,
+            full_weight_samples=run.full_weight_samples if terms else 0,
         )
 
     def expected(self, client: str, nonce: str) -> Expected:

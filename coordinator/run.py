@@ -95,6 +95,13 @@ class Run:
         return self.job.privacy.terms
 
     @property
+    def full_weight_samples(self) -> int:
+        """Of clients whose weights are summed securely with their updates; 0: they are not."""
+        aggregation = self.job.aggregation
+        weighs = self.sums is not None and aggregation.weighting == "samples"
+        return aggregation.full_weight_samples if weighs else 0
+
+    @property
     def tells_accuracy(self) -> bool:
         """Whether clients may be asked how they do on samples that they hold back."""
         return self.sums is None or "accuracy" in self.job.update.told

@@ -32,6 +32,7 @@ from aggregation.secure_aggregation import (
     open_attempt,
     receive,
 )
+from aggregation.summed_weights import FULL, digit_count, summed_weight
 from coordinator.exchange import Answers
 from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
@@ -57,6 +58,7 @@ def sum_updates(
 ) -> Summed | str:
     """The mean update of those clients, all of whom have trained; or why there is none."""
     run, number = plans.run, plans.number
+    weights = digit_count(codec.levels) if run.full_weight_samples else 0
     spec = run.part(plans.roles.shares)
     nonce = secrets.token_bytes(16)
     task = Task(
@@ -64,7 +66,7 @@ def sum_updates(
         round=number,
         nonce=nonce,
         plan=plans.digest(),
-        values=codec.length(spec),
+        values=codec.length(spec) + weights,
         bits=sum_bits(codec.levels, len(clients)),
     )
     try:
@@ -77,8 +79,13 @@ def sum_updates(
     if isinstance(found, Aborted):
         return f"{found.reason}: {found.detail}"
     seeds = round_seeds(run.hash, number)
+    count, split = len(found.members), codec.length(spec)
     try:
-        mean = codec.mean(found.values, len(found.members), spec, seeds=seeds)
+        mean = codec.mean(found.values[:split], count, spec, seeds=seeds)
+        if weights:
+            # The mean of w·x, over that of w.
+            factor = count * FULL / summed_weight(found.values[split:], count, codec.levels)
+            mean = {name: value * np.float32(factor) for name, value in mean.items()}
     except CodecError as error:
         # Somebody added what is no update. Nobody can say who.
         return str(error)

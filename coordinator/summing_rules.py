@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from aggregation.codecs import SumCodec, codec_named
+from aggregation.codecs import Grid, SumCodec, codec_named
 from aggregation.selection import MERGERS, described_merger, needs_accuracy, needs_counts
 from coordinator.errors import Fault
 from coordinator.toml_text import toml_value
@@ -56,12 +56,11 @@ def _faults(job: Job) -> Iterator[Fault]:
     if asked < job.privacy.min_survivors:
         words = f"expected at most the {asked} clients of a round"
         yield Fault(key="privacy.min_survivors", value=job.privacy.min_survivors, allowed=words)
+    if aggregation.weighting == "samples" and not job.privacy.is_private:
+        yield from _weight_faults(job)
     wanted: dict[str, tuple[object, object, str]] = {
         "rounds.mode": (
             rounds.mode, "sync", "a sum is of clients that started from the same tensors"
-        ),
-        "aggregation.weighting": (
-            aggregation.weighting, "uniform", "how many samples a client has stays with it"
         ),
         "aggregation.ranks": (
             aggregation.ranks, "", "updates of several ranks have no common sum"
@@ -86,6 +85,24 @@ def _faults(job: Job) -> Iterator[Fault]:
             "one process"
         )
         yield Fault(key="simulation.backend", value="ray", allowed=words)
+
+
+def _weight_faults(job: Job) -> Iterator[Fault]:
+    """What weights that are summed with the updates need."""
+    aggregation, codec = job.aggregation, job.update.codec
+    if isinstance(codec_named(codec), SumCodec) and not isinstance(codec_named(codec), Grid):
+        words = (
+            f'expected another codec with aggregation.weighting = "samples": a vote is worth the '
+            f'same whatever it is multiplied by; {_GRID}, or aggregation.weighting = "uniform"'
+        )
+        yield Fault(key="update.codec", value=codec, allowed=words)
+    if not aggregation.full_weight_samples:
+        words = (
+            "expected the number of samples from which a client has the full weight, about as many "
+            "as the larger clients have: weights are summed as shares of it, and none is told; or "
+            'aggregation.weighting = "uniform"'
+        )
+        yield Fault(key="aggregation.full_weight_samples", value=0, allowed=words)
 
 
 def _fits(name: str) -> bool:

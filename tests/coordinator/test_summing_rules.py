@@ -28,6 +28,7 @@ GOOD: dict[str, Any] = {
     "update": UpdateSection(codec="grid:8,1.0"),
     "aggregation": AggregationSection(weighting="uniform"),
 }
+WEIGHTED = AggregationSection(weighting="samples", full_weight_samples=100)
 EXAMPLES = {
     "int8": "int8", "int4": "int4", "one-bit": "one-bit", "ternary": "ternary:0.1",
     "top-k": "top-k:0.1", "random-k": "random-k:0.1", "low-rank": "low-rank:2",
@@ -39,6 +40,12 @@ EXAMPLES = {
 def test_a_job_of_sums_is_a_job() -> None:
     assert Job(**GOOD).privacy.terms is not None
     assert Job().privacy.terms is None
+
+
+def test_a_job_of_weighted_sums_is_a_job_and_no_private_one() -> None:
+    assert Job(**{**GOOD, "aggregation": WEIGHTED})
+    with pytest.raises(JobError, match="larger than the noise hides"):
+        Job(**{**GOOD, "aggregation": WEIGHTED, "privacy": private()})
 
 
 def test_every_codec_is_known_here() -> None:
@@ -58,7 +65,8 @@ def test_codecs_that_cannot_be_summed_are_refused_with_one_that_can(name: str) -
     ("change", "key"),
     [
         ({"aggregation": AggregationSection(weighting="uniform", merger="median")}, "merger"),
-        ({"aggregation": AggregationSection()}, "aggregation.weighting"),
+        ({"aggregation": AggregationSection()}, "aggregation.full_weight_samples"),
+        ({"aggregation": WEIGHTED, "update": UpdateSection(codec="votes:1.0")}, "update.codec"),
         ({"rounds": RoundsSection(mode="async")}, "rounds.mode"),
         ({"rounds": RoundsSection(clients_per_round=2)}, "privacy.min_survivors"),
         ({"data": DataSection(clients=2)}, "privacy.min_survivors"),

@@ -60,6 +60,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "downlink_codec": "float32",
         "dropouts": 0.0,
         "error_feedback": False,
+        "full_weight_samples": 0,
         "job": "00" * 32,
         "keep": False,
         "learning_rate": 0.05,

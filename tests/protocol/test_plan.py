@@ -66,6 +66,8 @@ def test_unpack_gives_back_what_was_packed(payload, task, learning_rate, seed):
         ("seed", 2**63),
         ("max_update_bytes", 0),
         ("max_update_bytes", 2**60),
+        ("full_weight_samples", -1),
+        ("full_weight_samples", 1),  # of a plan without a secure sum
     ],
 )
 def test_plan_refuses_when_a_value_is_out_of_range(field, value):

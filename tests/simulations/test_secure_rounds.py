@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aggregation.codecs import SumCodec, codec_named, round_seeds
+from aggregation.summed_weights import FULL
 from client_sdk.memory import FolderMemory
 from client_sdk.summing import Summand, held
 from coordinator.privacy_section import PrivacySection
@@ -128,6 +129,38 @@ def test_the_tensors_move_by_the_mean_of_what_clients_kept_for_themselves(
     for answer in fits:
         header, payload = unpack_update(answer, max_bytes=len(answer))
         assert not len(payload) and set(header.metrics) == {"loss"}
+
+
+def rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.concatenate([np.ravel(v) for v in values]) ** 2)))
+
+
+def test_weighted_updates_are_summed_with_their_weights_and_nothing_else_is_told(
+    play_sums: Callable[..., Any], play_rounds: Callable[..., Any]
+) -> None:
+    """As in the clear, to what the grid's steps leave."""
+    full_at = 20
+    weighted = AggregationSection(weighting="samples", full_weight_samples=full_at)
+    setup, bundle, folder, (report,), tensors, seen = play_sums(
+        aggregation=weighted, update=UpdateSection(codec="grid:12,2.0")
+    )
+    counts = {client.id: len(client.fit["labels"]) for client in setup.federation.clients}
+    assert report.updates == len(counts) and not report.note
+    assert max(counts.values()) > full_at > min(counts.values()), "or the test shows little"
+    for name, answer in seen:
+        if answer.startswith(b"FLUP"):
+            header, payload = unpack_update(answer, max_bytes=len(answer))
+            assert (header.samples, set(header.metrics)) == (1, {"loss"}) and not len(payload)
+            kept = held(FolderMemory.of(folder / "memory", name), 1)
+            assert kept.weight == min(counts[name], full_at) * FULL // full_at
+    clear = play_rounds("ssf", aggregation=weighted, rounds=ONCE).tensors
+    plain = play_rounds("ssf", aggregation=UNIFORM, rounds=ONCE).tensors
+    codec, spec = codec_named("grid:12,2.0"), bundle.manifest.shared
+    assert isinstance(codec, SumCodec)
+    total = sum(min(n, full_at) / full_at for n in counts.values())
+    bound = codec.step(spec) / 2 * len(counts) ** 0.5 / total
+    assert rms(tensors[name] - clear[name] for name in spec.names) < bound
+    assert rms(plain[name] - clear[name] for name in spec.names) > 10 * bound
 
 
 def test_the_sum_is_of_those_who_stayed(play_sums: Callable[..., Any]) -> None:
