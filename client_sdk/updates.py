@@ -210,7 +210,7 @@ def _encoded(
     plan = work.plan
     codec = codec_named(plan.uplink_codec)
     seeds = round_seeds(plan.job, plan.round, client_seed=plan.seed)
-    delta, weight = weighed(plan, delta, samples)
+    delta, weight = weighed(work, delta, samples)
     left: dict[str, np.ndarray] = {}
     if plan.error_feedback:
         residual = needed(memory).latest(RESIDUAL, before=plan.round)
@@ -219,7 +219,8 @@ def _encoded(
         payload = codec.encode(delta, seeds=seeds)
     if plan.min_survivors:
         names = chosen(plan.sends, manifest.shared, manifest.pairs).names
-        digest = plan_digest(plan, {name: work.start[name] for name in names})
+        start = {name: work.start[name] for name in names}
+        digest = plan_digest(plan, joined(start, work.centre))
         hold(needed(memory), plan, delta, payload, digest, weight=weight)
         payload, samples = b"", samples if "samples" in plan.tells else 1
     blob = _pack(plan, metrics, samples, payload)

@@ -12,6 +12,7 @@ import numpy as np
 from aggregation.codecs import SumCodec
 from aggregation.errors import MergeError, PrivacyError
 from aggregation.mergers import COUNTS, Merged, Merger, Roles
+from aggregation.robust import MaskedGeometricMedian
 from aggregation.secure_aggregation import Terms
 from aggregation.selection import needs_counts, server_optimizer_named
 from aggregation.server_optimizers import ServerOptimizer, ServerState
@@ -109,10 +110,13 @@ class Step:
         if isinstance(summed, str):
             self._notes.append(f"no secure sum: {summed}")
             return
-        # As often as there are clients: rules that count updates get their number.
         update = {**summed.mean, **self._still}
+        if steps := isinstance(self._merger, MaskedGeometricMedian):
+            self._merged = self._merger.add_step(self._merged, update)
         for client in summed.members:
-            self._merged = self._merger.add(self._merged, update, 1.0, client=client)
+            if not steps:
+                # As often as there are clients: rules that count updates get their number.
+                self._merged = self._merger.add(self._merged, update, 1.0, client=client)
             header, size = headers[client]
             self._count(header, size + summed.sizes[client])
 

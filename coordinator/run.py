@@ -12,7 +12,7 @@ import numpy as np
 from aggregation.codecs import Codec, codec_named
 from aggregation.mergers import ONE_FACTOR, Merger, Roles, roles_of
 from aggregation.secure_aggregation import Terms
-from aggregation.selection import is_robust
+from aggregation.selection import is_robust, term_smoothing
 from aggregation.server_optimizers import ServerOptimizer
 from coordinator.job import Job
 from coordinator.journal import Journal
@@ -100,6 +100,11 @@ class Run:
         aggregation = self.job.aggregation
         weighs = self.sums is not None and aggregation.weighting == "samples"
         return aggregation.full_weight_samples if weighs else 0
+
+    @property
+    def smoothing(self) -> float:
+        """Of terms that clients make of their updates around a centre; 0: they do not."""
+        return term_smoothing(self.merger) if self.sums is not None else 0.0
 
     @property
     def tells_accuracy(self) -> bool:

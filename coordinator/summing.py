@@ -58,7 +58,8 @@ def sum_updates(
 ) -> Summed | str:
     """The mean update of those clients, all of whom have trained; or why there is none."""
     run, number = plans.run, plans.number
-    weights = digit_count(codec.levels) if run.full_weight_samples else 0
+    weighted = run.full_weight_samples or run.smoothing
+    weights = digit_count(codec.levels) if weighted else 0
     spec = run.part(plans.roles.shares)
     nonce = secrets.token_bytes(16)
     task = Task(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +77,51 @@ def test_codecs_that_cannot_be_summed_are_refused_with_one_that_can(name: str) -
 def test_what_needs_single_updates_is_refused(change: dict[str, Any], key: str) -> None:
     with pytest.raises(JobError, match=key):
         Job(**{**GOOD, **change})
+
+
+MEDIAN = AggregationSection(weighting="uniform", merger="masked-geometric-median:0.5")
+HALF = UpdateSection(codec="grid:8,0.5")
+
+
+def test_a_job_of_a_masked_median_is_a_job() -> None:
+    assert Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF})
+    up = replace(MEDIAN, factors="up")
+    assert Job(**{**GOOD, "aggregation": up, "update": HALF})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"privacy": PrivacySection()}, 'aggregation.merger = .*"geometric-median" finds'),
+        ({"update": UpdateSection(codec="grid:4,1.0")}, 'update.codec = .*expected "grid:4,0.5"'),
+        ({"update": UpdateSection(codec="votes:0.5")}, 'update.codec = .*expected "grid:8,0.5"'),
+        ({"update": UpdateSection(codec="grid:8,0.5,0.1")}, 'update.codec = .*"grid:8,0.5"'),
+        (
+            {"update": UpdateSection(codec="grid:8,0.5", error_feedback=True)},
+            "update.error_feedback = .*another centre",
+        ),
+        (
+            {"update": UpdateSection(codec="grid:8,0.5", downlink="changes")},
+            "update.downlink = .*sent whole",
+        ),
+        (
+            {"aggregation": replace(MEDIAN, weighting="samples", full_weight_samples=9)},
+            "aggregation.weighting = .*by their distance",
+        ),
+        ({"rounds": RoundsSection(mode="async")}, "rounds.mode"),
+    ],
+)
+def test_what_a_masked_median_cannot_do_without_is_asked_for(
+    change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF, **change})
+    assert re.search(words, str(caught.value))
+
+
+def test_a_private_job_has_no_median() -> None:
+    with pytest.raises(JobError, match=r"aggregation\.merger"):
+        Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF, "privacy": private()})
 
 
 def private(**fields: Any) -> PrivacySection:

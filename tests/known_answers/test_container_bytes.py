@@ -77,6 +77,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "seed": 9,
         "sends": "all",
         "shares": "all",
+        "smoothing": 0.0,
         "task": "fit",
         "tells": ["loss"],
         "trains": "all",

@@ -70,6 +70,7 @@ def test_the_digest_is_of_what_clients_are_asked_alike() -> None:
         {"min_survivors": 4},
         {"trains": "up"},
         {"full_weight_samples": 9},
+        {"smoothing": 0.5},
     ):
         assert plan_digest(replace(PLAN, **other), TENSORS) != digest
 

@@ -163,6 +163,36 @@ def test_weighted_updates_are_summed_with_their_weights_and_nothing_else_is_told
     assert rms(plain[name] - clear[name] for name in spec.names) > 10 * bound
 
 
+def test_a_masked_median_takes_the_steps_that_it_takes_where_updates_are_seen(
+    play_sums: Callable[..., Any], play_rounds: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round starts from the first one's end: a device must have got that as it is."""
+    smoothing = 0.1
+    median = AggregationSection(weighting="uniform", merger=f"masked-geometric-median:{smoothing}")
+    twice = RoundsSection(count=2)
+    codec = codec_named(f"grid:12,{smoothing}")
+    setup, bundle, folder, reports, tensors, _ = play_sums(
+        aggregation=median, rounds=twice, update=UpdateSection(codec=codec.name)
+    )
+    names = [client.id for client in setup.federation.clients]
+    assert [report.updates for report in reports] == [len(names)] * 2
+    weights = [
+        [held(FolderMemory.of(folder / "memory", name), number).weight / FULL for name in names]
+        for number in (1, 2)
+    ]
+    assert 0 < min(map(min, weights)) < 0.9, "some of them are far away, or the test shows little"
+    # No such job is offered in the clear, where it would be worth less than the median itself.
+    monkeypatch.setattr("coordinator.job.summing_faults", lambda job: [])
+    clear = play_rounds("ssf", aggregation=median, rounds=twice).tensors
+    plain = play_rounds("ssf", aggregation=UNIFORM, rounds=twice).tensors
+    spec = bundle.manifest.shared
+    assert isinstance(codec, SumCodec)
+    # What a round is off by is trained on in the next: twice a round's bound, and as much again.
+    bound = 4 * codec.step(spec) / 2 * len(names) ** 0.5 / min(map(sum, weights))
+    assert rms(tensors[name] - clear[name] for name in spec.names) < bound
+    assert rms(plain[name] - clear[name] for name in spec.names) > 10 * bound
+
+
 def test_the_sum_is_of_those_who_stayed(play_sums: Callable[..., Any]) -> None:
     """One is lost before its vector came, one after: of the first nothing is in the sum."""
     asked: dict[str, int] = {}
