@@ -70,6 +70,9 @@ _MERGERS = """
 - **Clients that may lie**: `centred-clipping` or `geometric-median` with `factors = "up"` and
   `weighting = "uniform"`. Rules see A and B side by side: what is robust in the factors need not be
   in their product, unless one of them stands still. `fedloom bench aggregation` plays six attacks.
+- **Clients whose data may be wrong, where only sums are seen**: `masked-geometric-median` with
+  `privacy.secure_aggregation = true` ([what it is worth](secure-aggregation.md#a-robust-rule)). It
+  is not sum-only: what is summed are terms that clients make, around a centre that they are sent.
 - **Labels so uneven that averaging stalls**: few `training.local_steps` and a server optimizer
   (`adam`, `yogi`), or `training.proximal` (FedProx).
 - **Tasks rather than shards of one task**: `ties`, `dare`, `breadcrumbs`, `lines`, `opcm`. On
@@ -118,7 +121,13 @@ _TRAFFIC = {"all": "all", "up": "rd", "down": "rk", "down-only": "rk"}
 def update_reference() -> str:
     """The page, in Markdown."""
     from aggregation.mergers import roles_of
-    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, described_merger, moves_base
+    from aggregation.selection import (
+        MERGERS,
+        SERVER_OPTIMIZERS,
+        described_merger,
+        moves_base,
+        term_smoothing,
+    )
 
     lines = [_HEAD + "\n".join(_codec_rows()), _MERGERS.rstrip("\n")]
     for name, kind in MERGERS.items():
@@ -129,7 +138,9 @@ def update_reference() -> str:
             *(_yes(getattr(merger, key)) for key in ("exact", "sum_only", "order_independent")),
             _yes(getattr(merger, "mixed_ranks", False)),
             "rd and rk in turn" if name == "rolora" else _TRAFFIC[roles.shares],
-            _TRAFFIC[roles.sends] + (" + moved" if moves_base(merger) else ""),
+            _TRAFFIC[roles.sends]
+            + (" + moved" if moves_base(merger) else "")
+            + (" + centre" if term_smoothing(merger) else ""),
             _source(kind),
         ]
         lines.append(f"| {' | '.join(words)} |")

@@ -19,8 +19,8 @@ masked sums needs. Weights have 16 bits: ν is to be above a thousandth of hones
 10⁻⁵. Clients nearer than ν are averaged, and one further away moves the centre by at most as much
 as one at ν.
 
-*Source* RFA: Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning", 2019 (arXiv
-1912.13445), algorithm 2, whose point it is that sums are enough.
+*Source* RFA: Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning", 2019
+(arXiv 1912.13445), algorithm 2, whose point it is that sums are enough.
 *Differs from source* one step a round, from where the last one ended, in place of three or four
 from the mean; differences from z are summed and not updates, which bounds them; clients
 count alike, for an attacker chooses the number of samples that it claims.
