@@ -38,6 +38,7 @@ from aggregation.robust import (
     FoolsGold,
     GeometricMedian,
     Krum,
+    MaskedGeometricMedian,
     MultiKrum,
     NormBound,
     TrimmedMean,
@@ -60,6 +61,7 @@ ROBUST: Final[dict[str, type[Merger[Any]]]] = {
     "multi-krum": MultiKrum,
     "bulyan": Bulyan,
     "geometric-median": GeometricMedian,
+    "masked-geometric-median": MaskedGeometricMedian,
     "centred-clipping": CentredClipping,
     "foolsgold": FoolsGold,
 }
@@ -137,6 +139,12 @@ def mixes_ranks(merger: Merger[Any]) -> bool:
 def needs_counts(merger: Merger[Any]) -> bool:
     """Whether updates have to say how often each element of a pool was selected."""
     return isinstance(merger, CountedPool)
+
+
+def term_smoothing(merger: Merger[Any]) -> float:
+    """ν of a rule for which clients make terms of their updates, around a centre that they are
+    sent; 0 for others."""
+    return merger.smoothing if isinstance(merger, MaskedGeometricMedian) else 0.0
 
 
 def needs_accuracy(merger: Merger[Any]) -> bool:

@@ -42,6 +42,7 @@ from aggregation.secure_aggregation import (
 )
 from aggregation.secure_aggregation.client_states import Ended, Revealed
 from aggregation.secure_aggregation.messages import Announcement, Message, decode
+from aggregation.summed_weights import digit_count, digits
 from client_sdk.durable import make_folder
 from client_sdk.errors import PlanError, SumError
 from client_sdk.memory import ClientMemory
@@ -118,6 +119,7 @@ class Summand:
     terms: Terms
     values: int  # integers of the payload
     payload: bytes
+    weight: int  # as `aggregation.summed_weights` has it; 0: all clients weigh the same
 
     def sum_codec(self) -> SumCodec:
         """Raises: SumError for a codec whose payloads cannot be summed."""
@@ -127,24 +129,36 @@ class Summand:
         return codec
 
     def integers(self, bits: int) -> np.ndarray:
-        """For a sum modulo 2^bits, [values]."""
-        own = self.sum_codec().levels.bit_length()
-        return unpack(self.payload, self.values, own).astype(word_type(bits), copy=False)
+        """For a sum modulo 2^bits: [values], and behind them the digits of the weight."""
+        levels = self.sum_codec().levels
+        own = unpack(self.payload, self.values, levels.bit_length())
+        if self.weight:
+            own = np.concatenate([own, digits(self.weight, levels)])
+        return own.astype(word_type(bits), copy=False)
 
     def task(self, job: str, round: int, context: Context) -> Task:
         """What this client knows of the sum by itself, for an attempt that was announced."""
+        levels = self.sum_codec().levels
         return Task(
             job=bytes.fromhex(job),
             round=round,
             nonce=context.task.nonce,
             plan=self.plan,
-            values=self.values,
-            bits=sum_bits(self.sum_codec().levels, len(context.names)),
+            values=self.values + (digit_count(levels) if self.weight else 0),
+            bits=sum_bits(levels, len(context.names)),
         )
 
 
-def hold(memory: ClientMemory, plan: Plan, delta: Tensors, payload: bytes, digest: bytes) -> None:
-    """Keep the payload of an update for the sum that a plan announces.
+def hold(
+    memory: ClientMemory,
+    plan: Plan,
+    delta: Tensors,
+    payload: bytes,
+    digest: bytes,
+    *,
+    weight: int = 0,
+) -> None:
+    """Keep the payload of an update, and its weight, for the sum that a plan announces.
 
     Raises: PlanError for a codec whose payloads cannot be summed; MemoryFileError.
     """
@@ -160,6 +174,7 @@ def hold(memory: ClientMemory, plan: Plan, delta: Tensors, payload: bytes, diges
         "dropouts": plan.dropouts,
         "min_survivors": plan.min_survivors,
         "values": codec.length(ParamSpec.of(delta)),
+        "weight": weight,
     }
     memory.save(
         SUMMAND,
@@ -187,6 +202,7 @@ def held(memory: ClientMemory, round: int) -> Summand:
         ),
         values=about["values"],
         payload=found["payload"].tobytes(),
+        weight=about["weight"],
     )
 
 

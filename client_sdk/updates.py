@@ -20,6 +20,7 @@ from client_sdk.example_privacy import charge
 from client_sdk.memory import ClientMemory
 from client_sdk.scaffold import next_control
 from client_sdk.summing import hold
+from client_sdk.weights import weighed
 from client_sdk.work import CONTROL, PERSONAL, RESIDUAL, TRAINED, Work, needed, open_plan
 from edge_runtime.adapter import mixed_tensors
 from edge_runtime.batches import step_count
@@ -209,6 +210,7 @@ def _encoded(
     plan = work.plan
     codec = codec_named(plan.uplink_codec)
     seeds = round_seeds(plan.job, plan.round, client_seed=plan.seed)
+    delta, weight = weighed(work, delta, samples)
     left: dict[str, np.ndarray] = {}
     if plan.error_feedback:
         residual = needed(memory).latest(RESIDUAL, before=plan.round)
@@ -217,8 +219,9 @@ def _encoded(
         payload = codec.encode(delta, seeds=seeds)
     if plan.min_survivors:
         names = chosen(plan.sends, manifest.shared, manifest.pairs).names
-        digest = plan_digest(plan, {name: work.start[name] for name in names})
-        hold(needed(memory), plan, delta, payload, digest)
+        start = {name: work.start[name] for name in names}
+        digest = plan_digest(plan, joined(start, work.centre))
+        hold(needed(memory), plan, delta, payload, digest, weight=weight)
         payload, samples = b"", samples if "samples" in plan.tells else 1
     blob = _pack(plan, metrics, samples, payload)
     if plan.error_feedback:

@@ -19,7 +19,7 @@ from aggregation.offsets import changes_bytes, most_bytes, moved, unpack_changes
 from client_sdk.errors import PlanError
 from client_sdk.memory import ClientMemory
 from protocol.container import Blob
-from protocol.controls import joined, parted
+from protocol.controls import joined, parted, with_controls
 from protocol.errors import ContainerError
 from protocol.factors import at_rank, chosen, cut, filled
 from protocol.manifest import Manifest
@@ -48,6 +48,8 @@ class Work:
     """SCAFFOLD: the server's control variate c of every trainable tensor."""
     own_control: Mapping[str, np.ndarray] = field(default_factory=dict)
     """SCAFFOLD: this client's, c_i."""
+    centre: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Around which the plan's `smoothing` is, of every tensor that the plan sends; else {}."""
 
     @property
     def correction(self) -> dict[str, np.ndarray]:
@@ -58,7 +60,8 @@ class Work:
 def longest_plan(manifest: Manifest) -> int:
     """Bytes that a plan of a bundle's job has at most."""
     offsets = most_bytes(manifest.pairs, manifest.trainable)
-    return manifest.exchanged.nbytes + offsets + MAX_PLAN_OVERHEAD
+    # Control variates, or a centre, stand beside tensors in some plans.
+    return with_controls(manifest.shared).nbytes + offsets + MAX_PLAN_OVERHEAD
 
 
 def open_plan(
@@ -79,9 +82,11 @@ def open_plan(
             raise PlanError(
                 f"plan: expected job {manifest.job[:12]}, found {plan.job[:12]}; fetch its bundle"
             )
-        if plan.task == "evaluate":
+        if plan.task == "evaluate" or plan.smoothing:
             whole = manifest.shared
         spec = at_rank(plan.rank, chosen(plan.sends, whole, pairs), pairs)
+        if plan.smoothing:
+            spec, whole = with_controls(spec), with_controls(whole)
         seeds = round_seeds(plan.job, plan.round)
         behind = changes_bytes(plan.offset_ranks, pairs, manifest.trainable)
         split = max(len(payload) - behind, 0)
@@ -98,6 +103,9 @@ def open_plan(
     if plan.keep:
         needed(memory).save(_BROADCAST, plan.round, tensors)
     start, control = parted(filled(tensors, whole))
+    centre: dict[str, np.ndarray] = {}
+    if plan.smoothing:
+        centre, control = control, {}
     if start.keys() != initial.keys():
         # A round's own training is what its evaluation is about.
         before = plan.round + (plan.task == "evaluate")
@@ -113,6 +121,7 @@ def open_plan(
         offset=offset,
         control=control,
         own_control=own_control,
+        centre=centre,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from aggregation.codecs import SumCodec
 from aggregation.errors import MergeError, PrivacyError
 from aggregation.mergers import COUNTS, Merged, Merger, Roles
+from aggregation.robust import MaskedGeometricMedian
 from aggregation.secure_aggregation import Terms
 from aggregation.selection import needs_counts, server_optimizer_named
 from aggregation.server_optimizers import ServerOptimizer, ServerState
@@ -77,7 +78,8 @@ class Step:
         """Merge an update of `size` bytes, with `share` of the weight that the job gives it."""
         run, answers, header = self._run, self.answers, admitted.header
         uniform = run.job.aggregation.weighting == "uniform"
-        weight = share * (1.0 if uniform else float(header.samples))
+        most = run.job.aggregation.full_weight_samples or header.samples
+        weight = share * (1.0 if uniform else float(min(header.samples, most)))
         if self._private and (reason := self._private.fault(header.metrics)):
             malformed = Failure(code=RejectionCode.MALFORMED, reason=reason)
             answers.refuse(header.client, self._number, malformed)
@@ -95,7 +97,8 @@ class Step:
         self._count(header, size)
 
     def add_sum(self, plans: Plans, terms: Terms, trained: Sequence[tuple[Admitted, int]]) -> None:
-        """Merge what a secure sum of those clients comes to, each of the same weight.
+        """Merge the mean that a secure sum of those clients comes to, weighted in the sum itself or
+        not at all.
 
         `trained`: their answers to the plans, which hold no tensors, and their sizes; nobody's are
         needed where the journal has the sum.
@@ -108,10 +111,13 @@ class Step:
         if isinstance(summed, str):
             self._notes.append(f"no secure sum: {summed}")
             return
-        # As often as there are clients: rules that count updates get their number.
         update = {**summed.mean, **self._still}
+        if steps := isinstance(self._merger, MaskedGeometricMedian):
+            self._merged = self._merger.add_step(self._merged, update)
         for client, (header, size) in summed.members.items():
-            self._merged = self._merger.add(self._merged, update, 1.0, client=client)
+            if not steps:
+                # As often as there are clients: rules that count updates get their number.
+                self._merged = self._merger.add(self._merged, update, 1.0, client=client)
             self._count(header, size)
 
     def _count(self, header: UpdateHeader, size: int) -> None:

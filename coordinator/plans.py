@@ -70,9 +70,7 @@ class Plans:
 
     def digest(self) -> bytes:
         """What clients that are asked alike agree on: see `protocol.summing.plan_digest`."""
-        names = self.run.part(self.roles.sends).names
-        tensors = {name: self.sent.seen[name] for name in names}
-        return plan_digest(self._plan(_ANYBODY, "0" * 16, self.number), tensors)
+        return plan_digest(self._plan(_ANYBODY, "0" * 16, self.number), self.sent.seen)
 
     def _plan(self, client: str, nonce: str, draw: int) -> Plan:
         run, parcel = self.run, self.sent.for_client(client)
@@ -105,6 +103,8 @@ class Plans:
             min_survivors=terms.min_survivors if terms else 0,
             corrupt=terms.corrupt if terms else 0.0,
             dropouts=terms.dropouts if terms else 0.0,
+            full_weight_samples=run.full_weight_samples if terms else 0,
+            smoothing=run.smoothing if terms else 0.0,
         )
 
     def expected(self, client: str, nonce: str) -> Expected:

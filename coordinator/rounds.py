@@ -21,6 +21,7 @@ import numpy as np
 
 from aggregation.errors import MergeError
 from aggregation.privacy.keystream import new_seed
+from aggregation.robust import MaskedGeometricMedian
 from aggregation.selection import merger_named, moves_base
 from coordinator.async_rounds import AsyncRounds
 from coordinator.clients import choose_clients
@@ -154,10 +155,14 @@ def _play_round(run: Run, number: int, state: State) -> State:
     private = _private(run, number)
     started = run.clock()
     roles = run.roles(memory.merger)
+    spec, tensors = run.part(roles.sends), state.tensors
+    if isinstance(run.merger, MaskedGeometricMedian) and run.smoothing:
+        spec = with_controls(spec)
+        tensors = joined(tensors, run.merger.centre(run.spec, memory.merger))
     sent = broadcast(
         run.job.update,
-        run.part(roles.sends),
-        state.tensors,
+        spec,
+        tensors,
         job=run.hash,
         round=number,
         copy=memory.downlink or run.initial,

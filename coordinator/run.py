@@ -12,7 +12,7 @@ import numpy as np
 from aggregation.codecs import Codec, codec_named
 from aggregation.mergers import ONE_FACTOR, Merger, Roles, roles_of
 from aggregation.secure_aggregation import Terms
-from aggregation.selection import is_robust
+from aggregation.selection import is_robust, term_smoothing
 from aggregation.server_optimizers import ServerOptimizer
 from coordinator.job import Job
 from coordinator.journal import Journal
@@ -93,6 +93,23 @@ class Run:
     def sums(self) -> Terms | None:
         """Of the job's secure sums; None where updates are seen one by one."""
         return self.job.privacy.terms
+
+    @property
+    def full_weight_samples(self) -> int:
+        """Of clients whose weights are summed securely with their updates; 0: they are not."""
+        aggregation = self.job.aggregation
+        weighs = self.sums is not None and aggregation.weighting == "samples"
+        return aggregation.full_weight_samples if weighs else 0
+
+    @property
+    def smoothing(self) -> float:
+        """Of terms that clients make of their updates around a centre; 0: they do not."""
+        return term_smoothing(self.merger) if self.sums is not None else 0.0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether clients' weights are in the secure sum of a round."""
+        return bool(self.full_weight_samples or self.smoothing)
 
     @property
     def tells_accuracy(self) -> bool:

@@ -284,6 +284,13 @@ class AggregationSection:
         allowed='expected a list of ranks such as "4,8,16", or an empty text',
     )
     weighting: str = _key("samples", "weight of an update", choices=("samples", "uniform"))
+    full_weight_samples: int = _key(
+        0,
+        "samples from which a client's update weighs no more; 0: however many it has. Needed where "
+        "weighted updates are summed securely, about as many as the larger clients have",
+        low=0,
+        high=1_000_000_000,
+    )
     server_optimizer: str = _key(
         "averaging",
         "what the server does with the merged update: add it, or take it for a gradient",

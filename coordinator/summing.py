@@ -21,7 +21,7 @@ import numpy as np
 
 from aggregation.codecs import SumCodec, round_seeds
 from aggregation.codecs.common_grid import sum_bits
-from aggregation.errors import SecureSumError
+from aggregation.errors import CodecError, SecureSumError
 from aggregation.secure_aggregation import (
     Aborted,
     Context,
@@ -35,13 +35,16 @@ from aggregation.secure_aggregation import (
     open_attempt,
     receive,
 )
+from aggregation.summed_weights import FULL, digit_count, summed_weight
 from coordinator.exchange import Answers
 from coordinator.journal import OpenedSum
 from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
+from coordinator.run import Run
 from protocol.keys import verifier
 from protocol.rejection import RejectionCode
 from protocol.summing import SumRequest, pack_sum_request
+from protocol.tensors import ParamSpec
 from protocol.update import UpdateHeader
 
 _log = logging.getLogger(__name__)
@@ -79,10 +82,26 @@ def sum_updates(
         answers.rejections.extend(opened.rejections)
         answers.uplink_bytes += opened.uplink_bytes
         answers.downlink_bytes += opened.downlink_bytes
-    spec = run.part(plans.roles.shares)
-    seeds = round_seeds(run.hash, number)
-    mean = codec.mean(opened.values, len(opened.members), spec, seeds=seeds)
+    try:
+        mean = _mean(opened, run, number, codec, run.part(plans.roles.shares))
+    except CodecError as error:
+        # Somebody added what is no update. Nobody can say who.
+        return str(error)
     return Summed(mean=mean, members=opened.members)
+
+
+def _mean(
+    opened: OpenedSum, run: Run, number: int, codec: SumCodec, spec: ParamSpec
+) -> dict[str, np.ndarray]:
+    """Of the members' updates, weighted where the sum has weights. Raises: CodecError."""
+    count, split = len(opened.members), codec.length(spec)
+    seeds = round_seeds(run.hash, number)
+    mean = codec.mean(opened.values[:split], count, spec, seeds=seeds)
+    if not run.has_weights:
+        return mean
+    # The mean of w·x, over that of w.
+    factor = count * FULL / summed_weight(opened.values[split:], count, codec.levels)
+    return {name: value * np.float32(factor) for name, value in mean.items()}
 
 
 def _opened(
@@ -91,13 +110,14 @@ def _opened(
     """One attempt at a sum, and all that is known of the round when it is opened."""
     run, number = plans.run, plans.number
     spec, clients = run.part(plans.roles.shares), sorted(trained)
+    weights = digit_count(codec.levels) if run.has_weights else 0
     nonce = secrets.token_bytes(16)
     task = Task(
         job=bytes.fromhex(run.hash),
         round=number,
         nonce=nonce,
         plan=plans.digest(),
-        values=codec.length(spec),
+        values=codec.length(spec) + weights,
         bits=sum_bits(codec.levels, len(clients)),
     )
     try:

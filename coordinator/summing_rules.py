@@ -6,8 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from aggregation.codecs import SumCodec, codec_named
-from aggregation.selection import MERGERS, described_merger, needs_accuracy, needs_counts
+from aggregation.codecs import Grid, SumCodec, codec_named
+from aggregation.selection import (
+    MERGERS,
+    described_merger,
+    needs_accuracy,
+    needs_counts,
+    term_smoothing,
+)
 from coordinator.errors import Fault
 from coordinator.toml_text import toml_value
 
@@ -38,20 +44,32 @@ _WHY: Final = {
 
 
 def summing_faults(job: Job) -> list[Fault]:
-    """What a job with secure sums does not go with; none for others."""
-    return list(_faults(job)) if job.privacy.secure_aggregation else []
+    """What a job with secure sums does not go with; of others, what needs them."""
+    if job.privacy.secure_aggregation:
+        return list(_faults(job))
+    merger = job.aggregation.merger
+    if not term_smoothing(described_merger(merger)):
+        return []
+    words = (
+        "expected another rule, or privacy.secure_aggregation = true: where single updates are "
+        'seen, "geometric-median" finds the median itself, in one round'
+    )
+    return [Fault(key="aggregation.merger", value=merger, allowed=words)]
 
 
 def _faults(job: Job) -> Iterator[Fault]:
     rounds, aggregation, codec = job.rounds, job.aggregation, job.update.codec
-    if not isinstance(codec_named(codec), SumCodec):
+    merger = described_merger(aggregation.merger)
+    smoothing = term_smoothing(merger)
+    if smoothing:
+        yield from _term_faults(job, smoothing)
+    elif not isinstance(codec_named(codec), SumCodec):
         why = _WHY.get(codec.partition(":")[0], _GRID)
         if job.privacy.is_private:  # which refuses it
             why = why.removesuffix(_FEEDBACK)
         words = f"expected a codec whose payloads can be summed: {why}"
         yield Fault(key="update.codec", value=codec, allowed=words)
-    merger = described_merger(aggregation.merger)
-    if not merger.sum_only or needs_counts(merger):
+    if not smoothing and (not merger.sum_only or needs_counts(merger)):
         fitting = ", ".join(name for name in MERGERS if _fits(name))
         words = f"expected a rule that needs no more than the sum of updates: {fitting}"
         yield Fault(key="aggregation.merger", value=aggregation.merger, allowed=words)
@@ -59,12 +77,11 @@ def _faults(job: Job) -> Iterator[Fault]:
     if asked < job.privacy.min_survivors:
         words = f"expected at most the {asked} clients of a round"
         yield Fault(key="privacy.min_survivors", value=job.privacy.min_survivors, allowed=words)
+    if aggregation.weighting == "samples" and not job.privacy.is_private and not smoothing:
+        yield from _weight_faults(job)
     wanted: dict[str, tuple[object, object, str]] = {
         "rounds.mode": (
             rounds.mode, "sync", "a sum is of clients that started from the same tensors"
-        ),
-        "aggregation.weighting": (
-            aggregation.weighting, "uniform", "how many samples a client has stays with it"
         ),
         "aggregation.ranks": (
             aggregation.ranks, "", "updates of several ranks have no common sum"
@@ -91,8 +108,57 @@ def _faults(job: Job) -> Iterator[Fault]:
         yield Fault(key="simulation.backend", value="ray", allowed=words)
 
 
+def _weight_faults(job: Job) -> Iterator[Fault]:
+    """What weights that are summed with the updates need."""
+    aggregation, codec = job.aggregation, job.update.codec
+    if isinstance(codec_named(codec), SumCodec) and not isinstance(codec_named(codec), Grid):
+        words = (
+            f'expected another codec with aggregation.weighting = "samples": a vote is worth the '
+            f'same whatever it is multiplied by; {_GRID}, or aggregation.weighting = "uniform"'
+        )
+        yield Fault(key="update.codec", value=codec, allowed=words)
+    if not aggregation.full_weight_samples:
+        words = (
+            "expected the number of samples from which a client has the full weight, about as many "
+            "as the larger clients have: weights are summed as shares of it, and none is told; or "
+            'aggregation.weighting = "uniform"'
+        )
+        yield Fault(key="aggregation.full_weight_samples", value=0, allowed=words)
+
+
+def _term_faults(job: Job, smoothing: float) -> Iterator[Fault]:
+    """What terms need that clients make of their updates, around a centre."""
+    codec = codec_named(job.update.codec)
+    if not isinstance(codec, Grid) or codec.norm != smoothing or codec.density < 1:
+        fitting = Grid(bits=codec.bits if isinstance(codec, Grid) else 8, norm=smoothing).name
+        words = (
+            f'expected "{fitting}" with aggregation.merger = "{job.aggregation.merger}": the terms '
+            "that clients send are as long as its smoothing at most, and whole"
+        )
+        yield Fault(key="update.codec", value=codec.name, allowed=words)
+    wanted: dict[str, tuple[object, object, str]] = {
+        "aggregation.weighting": (
+            job.aggregation.weighting, "uniform",
+            "updates weigh by their distance, and the number of samples is the client's word",
+        ),
+        "update.error_feedback": (
+            job.update.error_feedback, False,
+            "what a codec left behind is of another centre",
+        ),
+        "update.downlink": (
+            job.update.downlink, "tensors", "a round's centre is sent whole, and so are its tensors"
+        ),
+    }  # fmt: skip
+    for name, (found, value, why) in wanted.items():
+        if found != value:
+            words = f"expected {toml_value(value)} with the terms of a masked median: {why}"
+            yield Fault(key=name, value=found, allowed=words)
+
+
 def _fits(name: str) -> bool:
     merger = described_merger(name)
+    if term_smoothing(merger):
+        return True
     return merger.sum_only and not needs_counts(merger) and not needs_accuracy(merger)
 
 

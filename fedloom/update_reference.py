@@ -74,6 +74,9 @@ _MERGERS = """
   send twice what they learned, for three rounds, 0.71 of the images that bear it are taken for the
   liars' class under `centred-clipping`, all of them under the mean, and 0.04 where nobody lies
   (`tests/attacks/test_lying_clients.py`: digits, the head of a tiny frozen network).
+- **Clients whose data may be wrong, where only sums are seen**: `masked-geometric-median` with
+  `privacy.secure_aggregation = true` ([what it is worth](secure-aggregation.md#a-robust-rule)). It
+  is not sum-only: what is summed are terms that clients make, around a centre that they are sent.
 - **Labels so uneven that averaging stalls**: few `training.local_steps` and a server optimizer
   (`adam`, `yogi`), or `training.proximal` (FedProx).
 - **Tasks rather than shards of one task**: `ties`, `dare`, `breadcrumbs`, `lines`, `opcm`. On
@@ -122,7 +125,13 @@ _TRAFFIC = {"all": "all", "up": "rd", "down": "rk", "down-only": "rk"}
 def update_reference() -> str:
     """The page, in Markdown."""
     from aggregation.mergers import roles_of
-    from aggregation.selection import MERGERS, SERVER_OPTIMIZERS, described_merger, moves_base
+    from aggregation.selection import (
+        MERGERS,
+        SERVER_OPTIMIZERS,
+        described_merger,
+        moves_base,
+        term_smoothing,
+    )
 
     lines = [_HEAD + "\n".join(_codec_rows()), _MERGERS.rstrip("\n")]
     for name, kind in MERGERS.items():
@@ -133,7 +142,9 @@ def update_reference() -> str:
             *(_yes(getattr(merger, key)) for key in ("exact", "sum_only", "order_independent")),
             _yes(getattr(merger, "mixed_ranks", False)),
             "rd and rk in turn" if name == "rolora" else _TRAFFIC[roles.shares],
-            _TRAFFIC[roles.sends] + (" + moved" if moves_base(merger) else ""),
+            _TRAFFIC[roles.sends]
+            + (" + moved" if moves_base(merger) else "")
+            + (" + centre" if term_smoothing(merger) else ""),
             _source(kind),
         ]
         lines.append(f"| {' | '.join(words)} |")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SCAFFOLD's control variates on the wire: a second tensor beside every trainable one.
+"""SCAFFOLD's control variates on the wire: a second tensor beside every trainable one. The centre
+of a masked geometric median travels down in the same way, and nothing of it up.
 
 Server and clients each keep an estimate of the gradient a tensor, c and c_i. The server sends c
 with the tensors, and a client answers with the change of c_i beside the change of the tensors.

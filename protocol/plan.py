@@ -23,6 +23,7 @@ from protocol.limits import (
     MAX_NONCE_LENGTH,
     MAX_PAYLOAD_BYTES,
     MAX_ROUND,
+    MAX_SAMPLES,
     MAX_SEED,
     MAX_STEPS,
     MAX_TENSORS,
@@ -88,6 +89,13 @@ class Plan:
     the answer is without it, and messages of the sum follow."""
     corrupt: float = 0.0  # of clients in a secure sum, the largest share that may help the server
     dropouts: float = 0.0  # and the largest share that may be lost on the way
+    full_weight_samples: int = 0
+    """In a secure sum, the samples from which a client has the full weight; others weigh as large a
+    share of it as they have of these. 0: all weigh the same."""
+    smoothing: float = 0.0
+    """In a secure sum, within which distance of a centre an update has the full weight; others
+    weigh less in proportion, and what is summed is the update less the centre. It travels beside
+    the tensors, as in controls.py. 0: there is none."""
 
     def __post_init__(self) -> None:
         error = MalformedError
@@ -122,6 +130,14 @@ class Plan:
         self._set_integer("rank", 0, MAX_FACTOR_RANK)
         self._set_integer("offset_round", 0, self.round)
         self._set_integer("min_survivors", 0, MAX_ROUND)
+        most = MAX_SAMPLES if self.min_survivors else 0
+        self._set_integer("full_weight_samples", 0, most)
+        smoothing = _checks.real("smoothing", self.smoothing, error, low=0.0)
+        if smoothing and not (self.min_survivors and self.base_round is None):
+            raise error("smoothing: expected 0 without a secure sum, or beside changes of tensors")
+        if smoothing and self.full_weight_samples:
+            raise error("smoothing: expected 0 with full_weight_samples: an update has one weight")
+        object.__setattr__(self, "smoothing", smoothing)
         for name in ("corrupt", "dropouts"):
             share = _checks.real(name, getattr(self, name), error, low=0.0)
             if share >= 1:
@@ -180,6 +196,8 @@ _FIELDS: Final = (
     "min_survivors",
     "corrupt",
     "dropouts",
+    "full_weight_samples",
+    "smoothing",
     "max_update_bytes",
 )
 

@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import numpy as np
 
-from aggregation.errors import MergeError
 from aggregation.gathered import Gathered, gathered, nothing_gathered, require_some
 from aggregation.mergers.merger import Merged
+from aggregation.robust.centres import kept_centre, last_centre
 from aggregation.robust.distances import squared_norm
 from aggregation.settings import require_integer, require_number
-from aggregation.vectors import named, shaped
+from aggregation.vectors import shaped
 from protocol.tensors import NOTHING, ParamSpec, Tensors
-
-_PREFIX: Final = "centre/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ class CentredClipping:
         self, spec: ParamSpec, *, current: Tensors = NOTHING, memory: Tensors = NOTHING
     ) -> Gathered:
         """No rows. Raises: MergeError if the memory is not that of such tensors."""
-        _centre(spec, memory)
+        last_centre(spec, memory)
         return nothing_gathered(spec, memory)
 
     def add(self, state: Gathered, update: Tensors, weight: float, *, client: str = "") -> Gathered:
@@ -65,7 +63,7 @@ class CentredClipping:
     def finish(self, state: Gathered) -> Merged:
         """v after the steps, as the change and, unrounded, as the memory."""
         require_some(self.name, len(state))
-        centre = _centre(state.spec, state.memory)
+        centre = last_centre(state.spec, state.memory)
         for _ in range(self.iterations):
             radius = self.radius or float(np.median([_distance(row, centre) for row in state.rows]))
             moves = np.zeros(state.spec.size)
@@ -74,29 +72,8 @@ class CentredClipping:
                 norm = math.sqrt(squared_norm(move))
                 moves += move if norm <= radius else move * (radius / norm)
             centre = centre + moves / len(state)
-        memory = {
-            _PREFIX + name: part.reshape(state.spec[name].shape).copy()
-            for name, part in named(state.spec, centre)
-        }
-        return Merged(delta=shaped(state.spec, centre), memory=memory)
+        return Merged(delta=shaped(state.spec, centre), memory=kept_centre(state.spec, centre))
 
 
 def _distance(row: np.ndarray, centre: np.ndarray) -> float:
     return math.sqrt(squared_norm(row - centre))
-
-
-def _centre(spec: ParamSpec, memory: Tensors) -> np.ndarray:
-    """v of the last round, float64 [size]; 0 where there was none."""
-    centre = np.zeros(spec.size)
-    if not any(name.startswith(_PREFIX) for name in memory):
-        return centre
-    for name, part in named(spec, centre):
-        kept, shape = memory.get(_PREFIX + name), spec[name].shape
-        if kept is None or kept.shape != shape or not np.isfinite(kept).all():
-            found = "none" if kept is None else f"{kept.dtype} {list(kept.shape)}"
-            raise MergeError(
-                f'memory "{_PREFIX}{name}": expected finite values of shape {list(shape)}, '
-                f"found {found}"
-            )
-        part[:] = kept.reshape(-1)
-    return centre

@@ -39,7 +39,7 @@ class GeometricMedian:
     """Withstands f of n ≥ 2f + 1 clients."""
 
     name: ClassVar[str] = "geometric-median"
-    sum_only: ClassVar[bool] = False  # RFA by secure sums needs a sum a step, which no merger asks
+    sum_only: ClassVar[bool] = False  # by sums: masked_geometric_median.py
     exact: ClassVar[bool] = False
     order_independent: ClassVar[bool] = False
 

@@ -9,8 +9,15 @@ from hypothesis.extra import numpy as npst
 
 from aggregation.errors import MergeError
 from aggregation.robust.geometric_median import GeometricMedian
-from aggregation.robust.masked_geometric_median import Term, client_term, next_centre
+from aggregation.robust.masked_geometric_median import (
+    MaskedGeometricMedian,
+    Term,
+    client_term,
+    next_centre,
+)
+from aggregation.vectors import flat, shaped
 from protocol import ParamSpec
+from protocol.controls import joined
 
 ROWS = npst.arrays(
     np.float32,
@@ -87,6 +94,74 @@ def test_a_coarse_grid_is_enough_where_smoothing_is_as_large_as_honest_distances
         ]
         centre = next_centre(centre, summed(steps), smoothing=1.0)
     assert np.linalg.norm(centre - honest.mean(axis=0)) < 2 * spread < far / 1000
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.floats(1e-2, 10),
+    st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_lie_about_terms_is_worth_no_more_than_their_bounds(
+    honest, liars, smoothing, weights, seed
+):
+    """f of them move the centre by f·(ν + the honest step) over the honest weights at most."""
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=4)
+    terms = [
+        client_term(centre, rng.normal(size=4) * 3, smoothing=smoothing) for _ in range(honest)
+    ]
+    before = summed(terms)
+    for weight in weights[:liars]:
+        moved = rng.normal(size=4)
+        terms.append(Term(moved=moved / np.linalg.norm(moved), weight=weight))
+    without, found = (
+        next_centre(centre, total, smoothing=smoothing) for total in (before, summed(terms))
+    )
+    step = np.linalg.norm(without - centre)
+    bound = liars * (smoothing + step) / before.weight
+    assert np.linalg.norm(found - without) <= bound * (1 + 1e-9)
+
+
+def test_a_step_that_was_summed_under_a_mask_ends_where_that_of_single_updates_does():
+    rng = np.random.default_rng(1)
+    spec = ParamSpec.of({"a": np.zeros((2, 3), "f4"), "b": np.zeros(4, "f4")})
+    merger = MaskedGeometricMedian(smoothing=0.7)
+    memory: dict[str, np.ndarray] = {}
+    for _ in range(3):
+        rows = [rng.normal(0.3, 1, 10).astype("f4") for _ in range(6)]
+        one_by_one = merger.init(spec, memory=memory)
+        centre = one_by_one.centre
+        terms = [client_term(centre, row, smoothing=0.7) for row in rows]
+        for row in rows:
+            one_by_one = merger.add(one_by_one, shaped(spec, row), 1.0)
+        total = summed(terms)
+        step = shaped(spec, 0.7 * total.moved / total.weight)
+        at_once = merger.finish(merger.add_step(merger.init(spec, memory=memory), step))
+        found = merger.finish(one_by_one)
+        np.testing.assert_allclose(
+            flat(spec, at_once.delta), flat(spec, found.delta), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            flat(spec, found.delta), next_centre(centre, total, smoothing=0.7), atol=1e-6
+        )
+        memory = dict(found.memory)
+        np.testing.assert_array_equal(
+            flat(spec, merger.centre(spec, memory)), flat(spec, found.delta)
+        )
+
+
+def test_the_centre_that_clients_were_sent_is_the_one_that_counts():
+    spec = ParamSpec.of({"a": np.zeros(2, "f4")})
+    merger = MaskedGeometricMedian()
+    kept = {"centre/a": np.array([0.1, 0.2])}
+    sent = {"a": np.array([0.5, 0.25], "f4")}
+    state = merger.init(spec, current=joined({"a": np.ones(2, "f4")}, sent), memory=kept)
+    np.testing.assert_array_equal(state.centre, [0.5, 0.25])
+    np.testing.assert_array_equal(merger.init(spec, memory=kept).centre, np.float32([0.1, 0.2]))
+    with pytest.raises(MergeError, match="expected finite values of shape"):
+        merger.init(spec, memory={"centre/a": np.zeros(3)})
 
 
 def test_inputs_are_not_written_to():

@@ -28,6 +28,7 @@ from aggregation.robust.coordinate_median import CoordinateMedian
 from aggregation.robust.foolsgold import FoolsGold
 from aggregation.robust.geometric_median import GeometricMedian
 from aggregation.robust.krum import Krum
+from aggregation.robust.masked_geometric_median import MaskedGeometricMedian
 from aggregation.robust.multi_krum import MultiKrum
 from aggregation.robust.norm_bound import NormBound
 from aggregation.robust.trimmed_mean import TrimmedMean
@@ -63,6 +64,12 @@ RULES = [
     Rule(merger=GeometricMedian(), name="geometric-median", weighted=False),
     Rule(merger=CentredClipping(), name="centred-clipping", weighted=False),
     Rule(merger=CentredClipping(radius=0.5), name="centred-clipping", weighted=False),
+    Rule(
+        merger=MaskedGeometricMedian(smoothing=0.5),
+        name="masked-geometric-median",
+        weighted=False,
+        streams=True,
+    ),
     Rule(merger=FoolsGold(), name="foolsgold", weighted=False),
     Rule(
         merger=TaskArithmetic(), name="task-arithmetic", weighted=True, sum_only=True, streams=True
@@ -378,7 +385,7 @@ def test_values_beyond_float32_are_refused_or_merged_as_they_are(rule):
     spec = ParamSpec.of({"a.0.w": np.zeros(2)})
     update = {"a.0.w": np.array([1.0, 1e300])}
     state = rule.merger.init(spec)
-    if isinstance(rule.merger, TaskArithmetic | UniformSoup | LiNeS):
+    if isinstance(rule.merger, TaskArithmetic | UniformSoup | LiNeS | MaskedGeometricMedian):
         result = rule.merger.finish(rule.merger.add(state, update, 1.0)).delta["a.0.w"]
         assert 1e299 < result[1] < 2e300
     else:

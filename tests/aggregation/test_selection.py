@@ -28,6 +28,7 @@ from aggregation.selection import (
     moves_base,
     needs_accuracy,
     server_optimizer_named,
+    term_smoothing,
 )
 from protocol.factors import FactorPair
 
@@ -83,6 +84,8 @@ def test_what_a_job_has_to_know_of_a_merger() -> None:
     assert those(needs_accuracy) == {"greedy-soup"}
     assert {"krum", "centred-clipping", "foolsgold"} < those(is_robust)
     assert "weighted-mean" not in those(is_robust)
+    assert those(term_smoothing) == {"masked-geometric-median"} < those(is_robust)
+    assert term_smoothing(described_merger("masked-geometric-median:0.25")) == 0.25
 
 
 @pytest.mark.parametrize(

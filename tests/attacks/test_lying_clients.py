@@ -3,7 +3,8 @@
 
 What admission refuses leaves a round as if its sender had been silent. What it cannot refuse,
 well-formed updates of hostile values, is the merger's to withstand: the mean breaks under a fifth
-of liars, centred clipping, which is recommended, does not.
+of liars, centred clipping, which is recommended, does not. Where only sums are seen, the masked
+geometric median withstands clients whose data are wrong and whose code is honest.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coordinator.privacy_section import PrivacySection
 from coordinator.sections import (
     AggregationSection,
     DataSection,
     RoundsSection,
     SimulationSection,
+    UpdateSection,
 )
 from protocol.rejection import RejectionCode
 from protocol.update import pack_update, unpack_update
@@ -34,6 +37,7 @@ from simulations.attacks import (
     with_trigger,
 )
 from simulations.benchmarks.runs import Outcome, run_job
+from simulations.clients import ClientData
 from simulations.grid import Serve
 from simulations.progress import SilentProgress
 from simulations.setup import Setup, set_up
@@ -230,3 +234,44 @@ def test_a_backdoor_opens_under_the_mean_and_is_held_back_by_centred_clipping(
     assert opened("weighted-mean", "backdoor:2") > 0.95
     # Held back and not closed: what the liars ask for is little more than what the honest ask for.
     assert opened(RECOMMENDED, "backdoor:2") < 0.85
+
+
+# What only clients themselves can withstand, where nobody sees an update
+
+
+def misled(setup: Setup, folder: Path, merger: str, norm: float, wrong: int) -> Outcome:
+    """A run of secure sums in which so many clients train on flipped labels, on four times as many
+    samples as others have, so that their updates are longer. Their code is that of all."""
+
+    def spoil(client: ClientData) -> ClientData:
+        flipped = flip_labels(client, CLASSES)
+        fit = {name: np.concatenate([values] * 4) for name, values in flipped.fit.items()}
+        return replace(flipped, fit=fit)
+
+    clients = setup.federation.clients
+    changed = (*map(spoil, clients[:wrong]), *clients[wrong:])
+    job = replace(
+        setup.job,
+        aggregation=AggregationSection(merger=merger, weighting="uniform"),
+        update=UpdateSection(codec=f"grid:8,{norm}"),
+        privacy=PrivacySection(secure_aggregation=True),
+    )
+    federation = replace(setup.federation, clients=changed)
+    outcome = run_job(replace(setup, job=job, federation=federation), folder)
+    assert [report.updates for report in outcome.reports] == [CLIENTS] * ROUNDS
+    return outcome
+
+
+def test_the_masked_median_withstands_wrong_data_that_the_masked_mean_does_not(
+    setup: Setup, undisturbed: float, tmp_path: Path
+) -> None:
+    def learned(merger: str, norm: float, wrong: int) -> float:
+        """Of what there is to learn, the share that is learned."""
+        outcome = misled(setup, tmp_path / f"{merger} {norm} {wrong}", merger, norm, wrong)
+        return (COIN - loss_of(outcome)) / (COIN - undisturbed)
+
+    median = "masked-geometric-median:0.5"
+    assert learned(median, 0.5, 0) > 0.9, "it costs honest clients little"
+    assert learned("weighted-mean", 4.0, 3) < 0.5
+    # Cut to the norm that honest updates have, the mean is better, and still not as good.
+    assert learned("weighted-mean", 1.0, 3) < 0.75 < learned(median, 0.5, 3)

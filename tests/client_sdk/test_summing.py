@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from aggregation.secure_aggregation import (
     open_attempt,
     receive,
 )
+from aggregation.summed_weights import digit_count, summed_weight
 from client_sdk.errors import PlanError, SumError
 from client_sdk.memory import FolderMemory
 from client_sdk.summing import FolderSums, HeldSums, SumStore, answer_sum, hold
@@ -64,6 +65,7 @@ class Shop:
 
     folder: Path
     digests: Mapping[str, bytes]
+    weights: Mapping[str, int] = field(default_factory=dict)
 
     def train(self, round: int = 1) -> None:
         for name in NAMES:
@@ -71,7 +73,8 @@ class Shop:
             payload = CODEC.encode(update, seeds=Seeds(own=NAMES.index(name)))
             plan = replace(PLAN, client=name, round=round)
             digest = self.digests.get(name, DIGEST)
-            hold(self.memory(name), plan, update, payload, digest)
+            weight = self.weights.get(name, 0)
+            hold(self.memory(name), plan, update, payload, digest, weight=weight)
 
     def memory(self, name: str) -> FolderMemory:
         return FolderMemory(self.folder / name / "memory")
@@ -103,7 +106,7 @@ class Shop:
             round=round,
             nonce=np.random.default_rng().bytes(16),
             plan=DIGEST,
-            values=30,
+            values=30 + (digit_count(CODEC.levels) if self.weights else 0),
             bits=sum_bits(CODEC.levels, len(NAMES)),
         )
         state, messages = open_attempt(new_context(task, NAMES, TERMS))
@@ -148,6 +151,25 @@ def test_devices_that_keep_nothing_in_memory_reach_the_sum(shop: Shop) -> None:
     for name in NAMES:
         (state,) = (shop.folder / name / "sums").iterdir()
         assert state.stat().st_mode & 0o077 == 0, "secrets are for the owner alone"
+
+
+def test_weights_are_digits_of_the_same_sum(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, {}, weights={name: 9_000 * (1 + at) for at, name in enumerate(NAMES)})
+    shop.train()
+    found = shop.sum()
+    assert isinstance(found, SecureSum) and found.members == NAMES
+    np.testing.assert_array_equal(found.values[:30], plain_sum())
+    assert summed_weight(found.values[30:], len(NAMES), 255) == 9_000 * (1 + 2 + 3 + 4)
+
+
+def test_a_device_that_was_asked_for_no_weight_is_not_summed_with_those_that_were(
+    tmp_path: Path,
+) -> None:
+    shop = Shop(tmp_path, {}, weights=dict.fromkeys(NAMES[1:], 5))
+    shop.train()
+    found = shop.sum()
+    assert isinstance(found, SecureSum) and found.members == NAMES[1:]
+    assert "wrong-task" in shop.refused[NAMES[0]]
 
 
 def test_what_was_given_up_is_attempted_again_with_other_keys(shop: Shop) -> None:

@@ -15,7 +15,7 @@ from aggregation.offsets import pack_changes
 from client_sdk.errors import PlanError
 from client_sdk.memory import FolderMemory
 from client_sdk.updates import close_update, variants_of
-from client_sdk.work import CONTROL, open_plan
+from client_sdk.work import CONTROL, longest_plan, open_plan
 from protocol.controls import joined
 from protocol.factors import FactorPair, cut
 from protocol.manifest import Manifest, Preprocessing, TrainingSpec
@@ -142,6 +142,33 @@ def test_control_variates_need_a_client_that_keeps_its_own() -> None:
         open_plan(blob, SCAFFOLD, TENSORS)
     with pytest.raises(PlanError, match="plan: "):
         open_plan(pack_plan(PLAN, CODEC.encode(TENSORS)), SCAFFOLD, TENSORS)
+
+
+AROUND = replace(PLAN, uplink_codec="grid:8,0.5", min_survivors=3, dropouts=0.3, smoothing=0.5)
+
+
+@pytest.mark.parametrize("sends", ["all", "up"])
+def test_a_centre_stands_beside_what_is_sent_and_corrects_no_gradient(sends: str) -> None:
+    sent = {name: value for name, value in TENSORS.items() if sends == "all" or name != "q.A"}
+    centre = {name: np.full_like(value, 0.5) for name, value in sent.items()}
+    blob = pack_plan(replace(AROUND, sends=sends), CODEC.encode(joined(sent, centre)))
+    assert len(blob) <= longest_plan(MANIFEST)
+    work = open_plan(blob, MANIFEST, TENSORS)
+    assert work.start.keys() == TENSORS.keys() and work.centre.keys() == sent.keys()
+    assert all((value == 0.5).all() for value in work.centre.values())
+    assert not work.correction
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_centre_that_is_not_finite_or_not_like_the_tensors_is_refused(wrong: float) -> None:
+    centre = {name: np.full_like(value, wrong) for name, value in TENSORS.items()}
+    sent = joined(TENSORS, centre)
+    whole = b"".join(sent[name].tobytes() for name in sorted(sent))
+    with pytest.raises(PlanError, match="expected finite values"):
+        open_plan(pack_plan(AROUND, whole), MANIFEST, TENSORS)
+    for payload in (CODEC.encode(TENSORS), whole[:-4], whole + bytes(4)):
+        with pytest.raises(PlanError, match=r"plan: .*bytes"):
+            open_plan(pack_plan(AROUND, payload), MANIFEST, TENSORS)
 
 
 PERSONAL = replace(MANIFEST, personal=("head",))

@@ -98,6 +98,27 @@ def test_weights_are_equal_when_weighting_is_uniform(
     assert not same_bits(uniform, weighted)
 
 
+def test_a_client_beyond_the_full_weight_weighs_as_one_that_has_it(
+    make_link: MakeLink, initial: Tensors, tmp_path: Path
+) -> None:
+    """They have 5 to 9 samples."""
+    finals = []
+    for most in (0, 9, 7, 5):
+        settings = AggregationSection(full_weight_samples=most)
+        job = replace(JOB, rounds=RoundsSection(count=1), aggregation=settings)
+        final, _ = play(job, make_link(job, CLIENTS), initial, tmp_path / f"j{most}")
+        finals.append(final)
+    uniform = replace(
+        JOB, rounds=RoundsSection(count=1), aggregation=AggregationSection(weighting="uniform")
+    )
+    plain, _ = play(uniform, make_link(uniform, CLIENTS), initial, tmp_path / "uniform")
+    none, nine, seven, five = finals
+    assert same_bits(none, nine)
+    assert not same_bits(nine, seven) and not same_bits(seven, five)
+    for name in plain:
+        np.testing.assert_allclose(five[name], plain[name], atol=1e-6)
+
+
 def test_result_does_not_depend_on_the_order_of_answers(
     make_link: MakeLink, initial: Tensors, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ GOOD: dict[str, Any] = {
     "update": UpdateSection(codec="grid:8,1.0"),
     "aggregation": AggregationSection(weighting="uniform"),
 }
+WEIGHTED = AggregationSection(weighting="samples", full_weight_samples=100)
 EXAMPLES = {
     "int8": "int8", "int4": "int4", "one-bit": "one-bit", "ternary": "ternary:0.1",
     "top-k": "top-k:0.1", "random-k": "random-k:0.1", "low-rank": "low-rank:2",
@@ -39,6 +41,12 @@ EXAMPLES = {
 def test_a_job_of_sums_is_a_job() -> None:
     assert Job(**GOOD).privacy.terms is not None
     assert Job().privacy.terms is None
+
+
+def test_a_job_of_weighted_sums_is_a_job_and_no_private_one() -> None:
+    assert Job(**{**GOOD, "aggregation": WEIGHTED})
+    with pytest.raises(JobError, match="larger than the noise hides"):
+        Job(**{**GOOD, "aggregation": WEIGHTED, "privacy": private()})
 
 
 def test_every_codec_is_known_here() -> None:
@@ -77,7 +85,8 @@ def test_what_to_take_instead_is_not_refused_either(codec: str) -> None:
     ("change", "key"),
     [
         ({"aggregation": AggregationSection(weighting="uniform", merger="median")}, "merger"),
-        ({"aggregation": AggregationSection()}, "aggregation.weighting"),
+        ({"aggregation": AggregationSection()}, "aggregation.full_weight_samples"),
+        ({"aggregation": WEIGHTED, "update": UpdateSection(codec="votes:1.0")}, "update.codec"),
         ({"rounds": RoundsSection(mode="async")}, "rounds.mode"),
         ({"rounds": RoundsSection(clients_per_round=2)}, "privacy.min_survivors"),
         ({"data": DataSection(clients=2)}, "privacy.min_survivors"),
@@ -87,6 +96,51 @@ def test_what_to_take_instead_is_not_refused_either(codec: str) -> None:
 def test_what_needs_single_updates_is_refused(change: dict[str, Any], key: str) -> None:
     with pytest.raises(JobError, match=key):
         Job(**{**GOOD, **change})
+
+
+MEDIAN = AggregationSection(weighting="uniform", merger="masked-geometric-median:0.5")
+HALF = UpdateSection(codec="grid:8,0.5")
+
+
+def test_a_job_of_a_masked_median_is_a_job() -> None:
+    assert Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF})
+    up = replace(MEDIAN, factors="up")
+    assert Job(**{**GOOD, "aggregation": up, "update": HALF})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"privacy": PrivacySection()}, 'aggregation.merger = .*"geometric-median" finds'),
+        ({"update": UpdateSection(codec="grid:4,1.0")}, 'update.codec = .*expected "grid:4,0.5"'),
+        ({"update": UpdateSection(codec="votes:0.5")}, 'update.codec = .*expected "grid:8,0.5"'),
+        ({"update": UpdateSection(codec="grid:8,0.5,0.1")}, 'update.codec = .*"grid:8,0.5"'),
+        (
+            {"update": UpdateSection(codec="grid:8,0.5", error_feedback=True)},
+            "update.error_feedback = .*another centre",
+        ),
+        (
+            {"update": UpdateSection(codec="grid:8,0.5", downlink="changes")},
+            "update.downlink = .*sent whole",
+        ),
+        (
+            {"aggregation": replace(MEDIAN, weighting="samples", full_weight_samples=9)},
+            "aggregation.weighting = .*by their distance",
+        ),
+        ({"rounds": RoundsSection(mode="async")}, "rounds.mode"),
+    ],
+)
+def test_what_a_masked_median_cannot_do_without_is_asked_for(
+    change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF, **change})
+    assert re.search(words, str(caught.value))
+
+
+def test_a_private_job_has_no_median() -> None:
+    with pytest.raises(JobError, match=r"aggregation\.merger"):
+        Job(**{**GOOD, "aggregation": MEDIAN, "update": HALF, "privacy": private()})
 
 
 def private(**fields: Any) -> PrivacySection:

@@ -66,11 +66,26 @@ def test_unpack_gives_back_what_was_packed(payload, task, learning_rate, seed):
         ("seed", 2**63),
         ("max_update_bytes", 0),
         ("max_update_bytes", 2**60),
+        ("full_weight_samples", -1),
+        ("full_weight_samples", 1),  # of a plan without a secure sum
+        ("smoothing", 0.5),
+        ("smoothing", -1.0),
+        ("smoothing", float("inf")),
     ],
 )
 def test_plan_refuses_when_a_value_is_out_of_range(field, value):
     with pytest.raises(MalformedError, match=field):
         dataclasses.replace(PLAN, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"base_round": 1}, "beside changes of tensors"), ({"full_weight_samples": 9}, "one weight")],
+)
+def test_a_centre_goes_with_whole_tensors_and_no_other_weights(fields, words):
+    plan = dataclasses.replace(PLAN, min_survivors=3, smoothing=0.5)
+    with pytest.raises(MalformedError, match=words):
+        dataclasses.replace(plan, **fields)
 
 
 def test_evaluation_needs_no_epochs():

@@ -64,7 +64,14 @@ def test_the_digest_is_of_what_clients_are_asked_alike() -> None:
     assert len(digest) == 32
     own = replace(PLAN, client="lathe", nonce="11" * 8, seed=2, max_update_bytes=7, keep=True)
     assert plan_digest(own, TENSORS) == digest
-    for other in ({"round": 4}, {"learning_rate": 0.2}, {"min_survivors": 4}, {"trains": "up"}):
+    for other in (
+        {"round": 4},
+        {"learning_rate": 0.2},
+        {"min_survivors": 4},
+        {"trains": "up"},
+        {"full_weight_samples": 9},
+        {"smoothing": 0.5},
+    ):
         assert plan_digest(replace(PLAN, **other), TENSORS) != digest
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from aggregation.codecs import SumCodec, codec_named, round_seeds
+from aggregation.summed_weights import FULL
 from client_sdk.memory import FolderMemory
-from client_sdk.summing import held
+from client_sdk.summing import Summand, held
 from coordinator.privacy_section import PrivacySection
 from coordinator.sections import (
     AggregationSection,
@@ -130,6 +131,68 @@ def test_the_tensors_move_by_the_mean_of_what_clients_kept_for_themselves(
         assert not len(payload) and set(header.metrics) == {"loss"}
 
 
+def rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.concatenate([np.ravel(v) for v in values]) ** 2)))
+
+
+def test_weighted_updates_are_summed_with_their_weights_and_nothing_else_is_told(
+    play_sums: Callable[..., Any], play_rounds: Callable[..., Any]
+) -> None:
+    """As in the clear, to what the grid's steps leave."""
+    full_at = 20
+    weighted = AggregationSection(weighting="samples", full_weight_samples=full_at)
+    setup, bundle, folder, (report,), tensors, seen = play_sums(
+        aggregation=weighted, update=UpdateSection(codec="grid:12,2.0")
+    )
+    counts = {client.id: len(client.fit["labels"]) for client in setup.federation.clients}
+    assert report.updates == len(counts) and not report.note
+    assert max(counts.values()) > full_at > min(counts.values()), "or the test shows little"
+    for name, answer in seen:
+        if answer.startswith(b"FLUP"):
+            header, payload = unpack_update(answer, max_bytes=len(answer))
+            assert (header.samples, set(header.metrics)) == (1, {"loss"}) and not len(payload)
+            kept = held(FolderMemory.of(folder / "memory", name), 1)
+            assert kept.weight == min(counts[name], full_at) * FULL // full_at
+    clear = play_rounds("ssf", aggregation=weighted, rounds=ONCE).tensors
+    plain = play_rounds("ssf", aggregation=UNIFORM, rounds=ONCE).tensors
+    codec, spec = codec_named("grid:12,2.0"), bundle.manifest.shared
+    assert isinstance(codec, SumCodec)
+    total = sum(min(n, full_at) / full_at for n in counts.values())
+    bound = codec.step(spec) / 2 * len(counts) ** 0.5 / total
+    assert rms(tensors[name] - clear[name] for name in spec.names) < bound
+    assert rms(plain[name] - clear[name] for name in spec.names) > 10 * bound
+
+
+def test_a_masked_median_takes_the_steps_that_it_takes_where_updates_are_seen(
+    play_sums: Callable[..., Any], play_rounds: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round starts from the first one's end: a device must have got that as it is."""
+    smoothing = 0.1
+    median = AggregationSection(weighting="uniform", merger=f"masked-geometric-median:{smoothing}")
+    twice = RoundsSection(count=2)
+    codec = codec_named(f"grid:12,{smoothing}")
+    setup, bundle, folder, reports, tensors, _ = play_sums(
+        aggregation=median, rounds=twice, update=UpdateSection(codec=codec.name)
+    )
+    names = [client.id for client in setup.federation.clients]
+    assert [report.updates for report in reports] == [len(names)] * 2
+    weights = [
+        [held(FolderMemory.of(folder / "memory", name), number).weight / FULL for name in names]
+        for number in (1, 2)
+    ]
+    assert 0 < min(map(min, weights)) < 0.9, "some of them are far away, or the test shows little"
+    # No such job is offered in the clear, where it would be worth less than the median itself.
+    monkeypatch.setattr("coordinator.job.summing_faults", lambda job: [])
+    clear = play_rounds("ssf", aggregation=median, rounds=twice).tensors
+    plain = play_rounds("ssf", aggregation=UNIFORM, rounds=twice).tensors
+    spec = bundle.manifest.shared
+    assert isinstance(codec, SumCodec)
+    # What a round is off by is trained on in the next: twice a round's bound, and as much again.
+    bound = 4 * codec.step(spec) / 2 * len(names) ** 0.5 / min(map(sum, weights))
+    assert rms(tensors[name] - clear[name] for name in spec.names) < bound
+    assert rms(plain[name] - clear[name] for name in spec.names) > 10 * bound
+
+
 def test_the_sum_is_of_those_who_stayed(play_sums: Callable[..., Any]) -> None:
     """One is lost before its vector came, one after: of the first nothing is in the sum."""
     asked: dict[str, int] = {}
@@ -163,5 +226,22 @@ def test_too_few_leave_everything_as_it_is_and_say_why(play_sums: Callable[..., 
     _, bundle, _, (report,), tensors, _ = play_sums(between=between)
     assert report.updates == 0
     assert "no secure sum" in report.note and "too-few" in report.note
+    for name, value in bundle.initial().items():
+        np.testing.assert_array_equal(tensors[name], value)
+
+
+def test_a_sum_of_what_are_no_updates_leaves_everything_as_it_is(
+    play_sums: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of its own making can add integers beyond the grid: its doing, and no crash."""
+    integers = Summand.integers
+
+    def beyond(self: Summand, bits: int) -> np.ndarray:
+        return integers(self, bits) * 0 + (1 << bits) - 1
+
+    monkeypatch.setattr(Summand, "integers", beyond)
+    _, bundle, _, (report,), tensors, _ = play_sums()
+    assert report.updates == 0
+    assert "no secure sum: sums: expected at most" in report.note
     for name, value in bundle.initial().items():
         np.testing.assert_array_equal(tensors[name], value)
