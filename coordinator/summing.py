@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregation.codecs import SumCodec, round_seeds
-from aggregation.codecs.common_grid import sum_bits
+from aggregation.codecs.common_grid import signed_sums, sum_bits
 from aggregation.errors import SecureSumError
+from aggregation.privacy.distributed_gaussian import noise_reach
 from aggregation.secure_aggregation import (
     Aborted,
     Context,
@@ -35,6 +36,7 @@ from aggregation.secure_aggregation import (
 from coordinator.exchange import Answers
 from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
+from coordinator.summing_noise import share_of
 from protocol.keys import verifier
 from protocol.rejection import RejectionCode
 from protocol.summing import SumRequest, pack_sum_request
@@ -58,6 +60,8 @@ def sum_updates(
     """The mean update of those clients, all of whom have trained; or why there is none."""
     run, number = plans.run, plans.number
     spec = run.part(plans.roles.shares)
+    variance = share_of(run.privacy, codec, spec)
+    noise = noise_reach(variance, len(clients)) if variance is not None else 0
     nonce = secrets.token_bytes(16)
     task = Task(
         job=bytes.fromhex(run.hash),
@@ -65,7 +69,7 @@ def sum_updates(
         nonce=nonce,
         plan=plans.digest(),
         values=codec.length(spec),
-        bits=sum_bits(codec.levels, len(clients)),
+        bits=sum_bits(codec.levels, len(clients), noise=noise),
     )
     try:
         context = new_context(task, clients, terms)
@@ -77,7 +81,8 @@ def sum_updates(
     if isinstance(found, Aborted):
         return f"{found.reason}: {found.detail}"
     seeds = round_seeds(run.hash, number)
-    mean = codec.mean(found.values, len(found.members), spec, seeds=seeds)
+    sums = signed_sums(found.values, task.bits, noise=noise)
+    mean = codec.mean(sums, len(found.members), spec, seeds=seeds, noise=noise)
     return Summed(mean=mean, members=found.members, sizes=attempt.sizes)
 
 
