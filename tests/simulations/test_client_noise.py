@@ -21,11 +21,12 @@ from coordinator.privacy import Privacy
 from coordinator.privacy_section import PrivacySection
 from coordinator.sections import AggregationSection, RoundsSection, SimulationSection, UpdateSection
 from edge_runtime.bundle import open_bundle
+from protocol.files import SIGNER_NAME
 from simulations.run import simulate
 
 
 def job_of(tiny_job: Callable[..., Any], mode: str, **changes: Any) -> Job:
-    """Two rounds that train nothing: what moves the tensors is noise alone."""
+    """Two rounds that hardly train: what moves the tensors is noise."""
     shared = mode == "distributed"
     job: Job = tiny_job(
         changes.pop("method", "ssf"),
@@ -44,14 +45,15 @@ def job_of(tiny_job: Callable[..., Any], mode: str, **changes: Any) -> Job:
             **changes,
         }
     )
-    training = replace(job.training, learning_rate=0.0)
+    training = replace(job.training, learning_rate=1e-9)
     return replace(job, data=replace(job.data, held_out=0.0), privacy=section, training=training)
 
 
 def played(job: Job, out: Path) -> tuple[dict[str, Any], np.ndarray, int]:
     """Summary, how far the tensors have moved, and clients."""
     summary = simulate(job, out)
-    bundle = open_bundle(out / "bundle", public_key=(out / "bundle" / "signer").read_text().strip())
+    signer = (out / "bundle" / SIGNER_NAME).read_text().strip()
+    bundle = open_bundle(out / "bundle", public_key=signer)
     first = bundle.initial()
     with Journal(out / "journal.sqlite") as journal:
         tensors = journal.tensors(job.hash(), 2)
