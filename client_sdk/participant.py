@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +36,7 @@ from client_sdk.machine import Machine
 from client_sdk.memory import FolderMemory
 from client_sdk.outbox import Outbox, answer_once
 from client_sdk.peers import trusted_peers
+from client_sdk.readiness import readiness
 from client_sdk.split import SplitAddress, connect, respond_split
 from client_sdk.summing import FolderSums, answer_sum
 from client_sdk.updates import respond, sample_count
@@ -96,18 +97,18 @@ class Participant:
             try:
                 asked = unpack_survey(blob)
                 noted.job = asked.job
-                readiness = self._ready(asked)
+                told = self._ready(asked)
             except _OF_DATA as error:
                 noted.refused = str(error)
-                readiness = self._not_ready(_kept_here(error))
+                told = self._not_ready(_kept_here(error))
             except (ClientError, EdgeError, ProtocolError) as error:
                 noted.refused = str(error)
-                readiness = self._not_ready(noted.refused)
+                told = self._not_ready(noted.refused)
             except Exception as error:
                 # Nobody's words for the coordinator: they may quote what stays here.
                 noted.refused = f"{type(error).__name__}: {error}"
-                readiness = self._not_ready(f"{type(error).__name__}; {_STATUS}")
-        return pack_readiness(readiness)
+                told = self._not_ready(f"{type(error).__name__}; {_STATUS}")
+        return pack_readiness(told)
 
     def answer(self, plan_blob: bytes) -> bytes:
         """The update, or the metrics, that a plan asks for.
@@ -163,9 +164,9 @@ class Participant:
                 raise PlanError("survey: the job's network is split, and it names no port for that")
             self._home.set_split_port(asked.job, asked.split_port)
         data = prepared(self._settings, bundle)
-        return Readiness(
-            samples=sample_count(data.fit),
-            held_out=sample_count(data.held_out),
+        found = readiness(bundle.manifest, sample_count(data.fit), sample_count(data.held_out))
+        return replace(
+            found,
             free_memory_mb=self._machine.free_memory_mb().value,
             clock=time.time(),
             working=False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from client_sdk.errors import PlanError
 from client_sdk.memory import ClientMemory
+from client_sdk.noise import NoiseSeed, secret_seed
 from client_sdk.split_body import RemoteBody
 from client_sdk.updates import respond
 from client_sdk.work import longest_plan
@@ -39,6 +40,7 @@ def respond_split(
     data_held_out: Tensors,
     client: str,
     memory: ClientMemory | None = None,
+    noise: NoiseSeed = secret_seed,
 ) -> bytes:
     """As `client_sdk.updates.respond`, with the trainer's body behind sessions of this plan.
 
@@ -59,6 +61,7 @@ def respond_split(
             data_held_out=data_held_out,
             client=client,
             memory=memory,
+            noise=noise,
         )
 
 

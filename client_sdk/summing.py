@@ -10,6 +10,9 @@ A round may be attempted again, with fresh keys, by clients that have opened not
 of the same update over different clients would differ by what single clients sent. What a server
 can still do is to open one attempt with the help of some clients and another of the rest: two sums
 over different clients, each of as many as the job and the threshold ask for.
+
+Where clients add noise, a round's share of it is drawn once, and is accounted for in one sum: a
+client whose masked vector is out takes part in no other attempt, opened or not.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,6 +30,7 @@ from aggregation.codecs import SumCodec, codec_named
 from aggregation.codecs.common_grid import sum_bits
 from aggregation.errors import SecureSumError
 from aggregation.packing import unpack, word_type
+from aggregation.privacy.distributed_gaussian import noise_reach
 from aggregation.secure_aggregation import (
     ClientState,
     Context,
@@ -40,12 +45,13 @@ from aggregation.secure_aggregation import (
     to_bytes,
     wants_values,
 )
-from aggregation.secure_aggregation.client_states import Ended, Revealed
+from aggregation.secure_aggregation.client_states import Advertised, Ended, Revealed, Shared
 from aggregation.secure_aggregation.messages import Announcement, Message, decode
 from aggregation.summed_weights import digit_count, digits
 from client_sdk.durable import make_folder
 from client_sdk.errors import PlanError, SumError
 from client_sdk.memory import ClientMemory
+from client_sdk.noise import NoiseShare
 from protocol.errors import ContainerError
 from protocol.owned_files import write_whole
 from protocol.plan import Plan
@@ -119,7 +125,10 @@ class Summand:
     terms: Terms
     values: int  # integers of the payload
     payload: bytes
-    weight: int  # as `aggregation.summed_weights` has it; 0: all clients weigh the same
+    weight: int = 0
+    """As `aggregation.summed_weights` has it; 0: all clients weigh the same."""
+    noise: NoiseShare | None = None
+    """This client's share of the sum's noise."""
 
     def sum_codec(self) -> SumCodec:
         """Raises: SumError for a codec whose payloads cannot be summed."""
@@ -132,6 +141,8 @@ class Summand:
         """For a sum modulo 2^bits: [values], and behind them the digits of the weight."""
         levels = self.sum_codec().levels
         own = unpack(self.payload, self.values, levels.bit_length())
+        if self.noise is not None:
+            own = (own + self.noise.drawn) % (1 << bits)
         if self.weight:
             own = np.concatenate([own, digits(self.weight, levels)])
         return own.astype(word_type(bits), copy=False)
@@ -145,8 +156,11 @@ class Summand:
             nonce=context.task.nonce,
             plan=self.plan,
             values=self.values + (digit_count(levels) if self.weight else 0),
-            bits=sum_bits(levels, len(context.names)),
+            bits=sum_bits(levels, len(context.names), noise=self._reach(len(context.names))),
         )
+
+    def _reach(self, clients: int) -> int:
+        return noise_reach(self.noise.variance, clients) if self.noise else 0
 
 
 def hold(
@@ -157,33 +171,40 @@ def hold(
     digest: bytes,
     *,
     weight: int = 0,
+    seed: bytes = b"",
 ) -> None:
-    """Keep the payload of an update, and its weight, for the sum that a plan announces.
+    """Keep the payload of an update, and its weight, for the sum that a plan announces, and this
+    client's share of the noise where it asks for some.
 
-    Raises: PlanError for a codec whose payloads cannot be summed; MemoryFileError.
+    `seed` is secret, and of this round alone; noise needs one.
+
+    Raises: PlanError for a codec whose payloads cannot be summed; PrivacyError for noise that does
+        not cover the update; MemoryFileError.
     """
     codec = codec_named(plan.uplink_codec)
     if not isinstance(codec, SumCodec):
         raise PlanError(
             f"plan: expected a codec whose payloads can be summed, found {plan.uplink_codec}"
         )
+    spec = ParamSpec.of(delta)
+    noise = NoiseShare.of(plan, codec, spec, seed) if plan.noise else None
     about = {
         "codec": codec.name,
         "plan": digest.hex(),
         "corrupt": plan.corrupt,
         "dropouts": plan.dropouts,
         "min_survivors": plan.min_survivors,
-        "values": codec.length(ParamSpec.of(delta)),
+        "values": codec.length(spec),
         "weight": weight,
+        "variance": str(noise.variance) if noise else "",
     }
-    memory.save(
-        SUMMAND,
-        plan.round,
-        {
-            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
-            "payload": np.frombuffer(payload, np.uint8),
-        },
-    )
+    kept = {
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        "payload": np.frombuffer(payload, np.uint8),
+    }
+    if noise is not None:
+        kept["noise"] = noise.drawn
+    memory.save(SUMMAND, plan.round, kept)
 
 
 def held(memory: ClientMemory, round: int) -> Summand:
@@ -192,6 +213,9 @@ def held(memory: ClientMemory, round: int) -> Summand:
     if not found:
         raise SumError(f"nothing was trained here for a sum of round {round}")
     about = json.loads(found["about"].tobytes())
+    noise = None
+    if variance := about["variance"]:
+        noise = NoiseShare(variance=Fraction(variance), drawn=found["noise"])
     return Summand(
         codec=about["codec"],
         plan=bytes.fromhex(about["plan"]),
@@ -203,6 +227,7 @@ def held(memory: ClientMemory, round: int) -> Summand:
         values=about["values"],
         payload=found["payload"].tobytes(),
         weight=about["weight"],
+        noise=noise,
     )
 
 
@@ -229,9 +254,9 @@ def answer_sum(
         raise PlanError(f"message of a sum: {error}") from error
     if request.client != client:
         raise PlanError(f"message of a sum: expected one for {client}, found {request.client}")
-    state, credentials = _latest(store, request, message)
-    context = _context(state, message)
     summand = held(memory(request.job), request.round)
+    state, credentials = _latest(store, request, message, noisy=summand.noise is not None)
+    context = _context(state, message)
     device = Device(
         name=client,
         task=summand.task(request.job, request.round, context) if context else _NO_TASK,
@@ -262,7 +287,7 @@ _NO_TASK: Final = Task(job=bytes(32), round=0, nonce=bytes(8), plan=bytes(32), v
 
 
 def _latest(
-    store: SumStore, request: SumRequest, message: Message
+    store: SumStore, request: SumRequest, message: Message, *, noisy: bool
 ) -> tuple[ClientState | None, Mapping[str, str]]:
     """The state of the attempt that a message is of, and the credentials that it began with.
 
@@ -280,6 +305,11 @@ def _latest(
             raise SumError(
                 f"a sum of round {request.round} was opened already; another one of the same "
                 "update could show what single clients sent"
+            )
+        if record.round == request.round and noisy and not isinstance(state, Advertised | Shared):
+            raise SumError(
+                f"an update with the noise of round {request.round} has left already, and that "
+                "noise is accounted for once"
             )
     if not isinstance(message, Announcement):
         raise SumError("a message of an attempt that was not announced, or is over")

@@ -15,9 +15,12 @@ import numpy as np
 from aggregation.codecs import codec_named, round_seeds
 from aggregation.codecs.error_feedback import encode_with_feedback
 from aggregation.privacy.clipping import clip
+from aggregation.privacy.gaussian import Noise
+from aggregation.privacy.local_gaussian import privatised
 from client_sdk.errors import PlanError, TrainingError
 from client_sdk.example_privacy import charge
 from client_sdk.memory import ClientMemory
+from client_sdk.noise import NoiseSeed, charge_release, secret_seed
 from client_sdk.scaffold import next_control
 from client_sdk.summing import hold
 from client_sdk.weights import weighed
@@ -70,10 +73,12 @@ def respond(
     data_held_out: Tensors,
     client: str,
     memory: ClientMemory | None = None,
+    noise: NoiseSeed = secret_seed,
 ) -> bytes:
     """Do what a plan asks with this client's data, and give the update container.
 
-    `initial` are the bundle's tensors, for those that the plan does not send.
+    `initial` are the bundle's tensors, for those that the plan does not send; `noise` gives the
+    seed of what a client adds itself.
 
     Raises: PlanError, TrainingError; whatever the trainer raises.
     """
@@ -81,7 +86,7 @@ def respond(
     plan = work.plan
     if plan.client != client:
         raise PlanError(f"plan: expected one for client {client}, found one for {plan.client}")
-    charge(plan, bundle_manifest, sample_count(data_fit), memory)
+    charge_plan(plan, bundle_manifest, sample_count(data_fit), memory)
     if plan.task == "evaluate":
         samples = sample_count(data_held_out)
         told: dict[str, float] = {}
@@ -100,7 +105,19 @@ def respond(
         correction=work.correction,
         offset=work.offset,
     )
-    return close_update(work, bundle_manifest, trained, metrics, sample_count(data_fit), memory)
+    samples = sample_count(data_fit)
+    return close_update(
+        work, bundle_manifest, trained, metrics, samples, memory, noise_seed=noise(plan)
+    )
+
+
+def charge_plan(plan: Plan, manifest: Manifest, samples: int, memory: ClientMemory | None) -> None:
+    """Hold a plan to what its job promises, of single samples and of a client's updates.
+
+    Raises: as `example_privacy.charge` and `noise.charge_release`.
+    """
+    charge(plan, manifest, samples, memory)
+    charge_release(plan, manifest, memory)
 
 
 def variants_of(work: Work, memory: ClientMemory | None) -> dict[str, Tensors]:
@@ -132,14 +149,17 @@ def close_update(
     metrics: Mapping[str, float],
     samples: int,
     memory: ClientMemory | None = None,
+    *,
+    noise_seed: bytes = b"",
 ) -> bytes:
     """The update container of what training changed: trained - start, clipped and encoded.
 
+    `noise_seed` is secret and of this plan alone, for one that asks the client for noise.
     Tensors that were trained and are not shared stay here, for the next plan, and so does the
     client's control variate; so do metrics that the plan does not ask for.
 
     Raises: TrainingError when `trained` has other tensors than the start or is not finite;
-        PrivacyError for a change that cannot be clipped.
+        PrivacyError for a change that cannot be clipped or noised.
     """
     plan, spec, pairs = work.plan, manifest.trainable, manifest.pairs
     if problem := ParamSpec.of(work.start).mismatch(trained):
@@ -163,11 +183,13 @@ def close_update(
         clipped = clip(sent, plan.clip)
         sent = clipped.delta
         metrics = {**metrics, UNCLIPPED: float(clipped.unclipped)}
+    if plan.noise and not plan.min_survivors:
+        sent = privatised(sent, Noise(clip=plan.clip, multiplier=plan.noise), seed=noise_seed)
     # Metrics are of the samples as they are: where training is private, none leaves the client but
     # what follows from the private update.
     tells = tuple(word for word in plan.tells if word == UNCLIPPED or not manifest.training.privacy)
     told = {name: x for name, x in metrics.items() if name.partition("/")[0] in tells}
-    blob = _encoded(work, manifest, sent, told, samples, memory)
+    blob = _encoded(work, manifest, sent, told, samples, memory, noise_seed)
     if plan.mix is not None:
         needed(memory).save(TRAINED, plan.round, trained)
     if own:
@@ -206,6 +228,7 @@ def _encoded(
     metrics: Mapping[str, float],
     samples: int,
     memory: ClientMemory | None,
+    noise_seed: bytes,
 ) -> bytes:
     plan = work.plan
     codec = codec_named(plan.uplink_codec)
@@ -221,8 +244,10 @@ def _encoded(
         names = chosen(plan.sends, manifest.shared, manifest.pairs).names
         start = {name: work.start[name] for name in names}
         digest = plan_digest(plan, joined(start, work.centre))
-        hold(needed(memory), plan, delta, payload, digest, weight=weight)
-        payload, samples = b"", samples if "samples" in plan.tells else 1
+        hold(needed(memory), plan, delta, payload, digest, weight=weight, seed=noise_seed)
+        payload = b""
+    if "samples" not in plan.tells and (plan.min_survivors or plan.noise):
+        samples = 1  # how many there are stays here
     blob = _pack(plan, metrics, samples, payload)
     if plan.error_feedback:
         needed(memory).save(RESIDUAL, plan.round, left)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import Fault, JobError
 from coordinator.job import Job
+from coordinator.privacy import Privacy
+from protocol.client_noise import ClientNoise
 from protocol.example_privacy import ExamplePrivacy
 from protocol.files import (
     MANIFEST_NAME,
@@ -72,6 +74,19 @@ def _example_privacy(job: Job) -> ExamplePrivacy | None:
     )
 
 
+def _client_noise(job: Job, privacy: Privacy | None) -> ClientNoise | None:
+    """What a device is to add itself, and no less, where clients add the noise."""
+    if privacy is None or not privacy.share:
+        return None
+    section = job.privacy
+    return ClientNoise(
+        multiplier=privacy.share,
+        clip=section.clip,
+        rounds=job.rounds.count,
+        fewest=section.min_survivors if section.secure_aggregation else 0,
+    )
+
+
 def write_bundle(
     job: Job,
     recipe: Recipe,
@@ -87,6 +102,7 @@ def write_bundle(
     A text backbone's tokenizer comes along, so that devices need only texts. With `split` it is
     the device's side of a network whose body stays with the server.
     """
+    privacy = Privacy.of(job)
     folder.mkdir(parents=True, exist_ok=True)
     for name in compiled.files():
         shutil.copyfile(compiled.folder / name, folder / name)
@@ -103,6 +119,8 @@ def write_bundle(
         pairs=compiled.pairs,
         personal=personal_tensors(job, compiled.trainable),
         split=split,
+        noise=_client_noise(job, privacy),
+        fewest_samples=None if job.tells_samples else job.rounds.min_samples,
         inputs=compiled.inputs,
         preprocessing=compiled.preprocessing,
         training=recipe.training,

@@ -38,7 +38,9 @@ def gather(run: Run, number: int) -> tuple[list[str], list[str]]:
 def able_clients(run: Run, said: Mapping[str, Readiness]) -> tuple[list[str], dict[str, str]]:
     """As `clients.eligible`, by what the job asks for."""
     rounds = run.job.rounds
-    return eligible(said, min_samples=rounds.min_samples, min_memory_mb=rounds.min_memory_mb)
+    # Clients that do not tell how many they have compare it themselves.
+    least = rounds.min_samples if run.job.tells_samples else 0
+    return eligible(said, min_samples=least, min_memory_mb=rounds.min_memory_mb)
 
 
 def rejoin(run: Run, number: int, asked: Collection[str], kept: int) -> None:

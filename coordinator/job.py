@@ -79,6 +79,11 @@ class Job:
         """Whether a server holds the body of the network that is trained."""
         return self.method.name == "sfprompt"
 
+    @property
+    def tells_samples(self) -> bool:
+        """Whether a client says how many samples it has."""
+        return not self.privacy.is_told_little or "samples" in self.update.told
+
     def hash(self) -> str:
         """SHA-256 (hex) of all that decides the result: not the name, not `[simulation]`."""
         content = _as_tables(self)

@@ -65,7 +65,10 @@ class Step:
         shared = run.part(roles.shares)
         self._private = private
         self._unclipped = 0
-        self._merger: Merger[Any] = private.merger(shared) if private else run.merger
+        noised = private.merger(shared) if private else None
+        self._counts = noised is None
+        """Whether it may be seen how many updates came."""
+        self._merger: Merger[Any] = noised or run.merger
         self._merged: Any = self._merger.init(run.spec, current=current, memory=memory)
         # What clients do not share has not changed.
         self._still = {
@@ -145,8 +148,7 @@ class Step:
             self.unclipped = self._private.unclipped_share(self._merged, self._unclipped)
             memory = replace(memory, privacy=self._private.remembered(self.unclipped))
         least = run.job.rounds.min_updates
-        # A private round says nothing of how many came.
-        if found < least and self._private is None:
+        if found < least and self._counts:
             missing = (
                 f"tensors unchanged: {found} valid updates, rounds.min_updates asks for {least}"
             )

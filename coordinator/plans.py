@@ -94,6 +94,7 @@ class Plans:
             shares=self.roles.shares,
             tells=(*run.job.update.told, *(self.private.tells if self.private else ())),
             clip=self.private.charge.clip if self.private else 0.0,
+            noise=self.private.privacy.share if self.private else 0.0,
             mix=run.job.personal.mix if run.job.personal.report else None,
             rank=parcel.rank,
             offset_round=parcel.offset_round,

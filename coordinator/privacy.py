@@ -20,8 +20,10 @@ from aggregation.errors import BudgetError, PrivacyError
 from aggregation.privacy.accountant import (
     FixedRound,
     Ledger,
+    LocalRound,
     Mechanism,
     PoissonRound,
+    SummedRound,
     calibrated,
     epsilon_of,
 )
@@ -31,6 +33,7 @@ from aggregation.privacy.adaptive_clipping import (
     noised_share,
     update_multiplier,
 )
+from aggregation.privacy.distributed_gaussian import share_multiplier
 from aggregation.privacy.gaussian import Noise, count_noise
 from aggregation.privacy.keystream import Keystream
 from aggregation.privacy.private_mean import PrivateMean, PrivateSum
@@ -51,7 +54,8 @@ class Privacy:
     section: PrivacySection
     mechanism: Mechanism
     population: int  # N
-    drawn: int  # m, clients that a round expects, and divides by
+    asked: int  # in a round; 0: all
+    drawn: int  # m, clients that a round expects; with noise of the server, divides by
 
     @classmethod
     def of(cls, job: Job) -> Privacy | None:
@@ -63,13 +67,8 @@ class Privacy:
         if not section.is_private:
             return None
         population = section.population or job.data.clients
-        drawn = job.rounds.clients_per_round or population
-        given = section.noise_multiplier or 1.0
-        mechanism: Mechanism
-        if section.sampling == "without-replacement":
-            mechanism = FixedRound(clients=population, drawn=drawn, multiplier=given)
-        else:
-            mechanism = PoissonRound(rate=drawn / population, multiplier=given)
+        drawn = job.rounds.asked or population
+        mechanism = _mechanism(section, drawn, population)
         try:
             if not section.noise_multiplier:
                 found = calibrated(
@@ -78,7 +77,13 @@ class Privacy:
                 mechanism = replace(mechanism, multiplier=found)
         except PrivacyError as error:
             raise _job_error("epsilon", section.epsilon, str(error)) from error
-        made = cls(section=section, mechanism=mechanism, population=population, drawn=drawn)
+        made = cls(
+            section=section,
+            mechanism=mechanism,
+            population=population,
+            asked=job.rounds.asked,
+            drawn=drawn,
+        )
         made._check()
         return made
 
@@ -90,7 +95,7 @@ class Privacy:
             if section.clip_quantile:
                 raise _job_error("clip_quantile", section.clip_quantile, str(error)) from error
             raise _job_error("noise_multiplier", multiplier, str(error)) from error
-        if self.population > noise.most:
+        if section.is_central and self.population > noise.most:
             words = f"expected more noise, or at most {noise.most} clients, to sum their updates"
             raise _job_error("noise_multiplier", multiplier, words)
         first = epsilon_of(self.mechanism, 1, section.delta)
@@ -100,6 +105,20 @@ class Privacy:
                 f"the first round alone costs {first:.4g}"
             )
             raise _job_error("epsilon", section.epsilon, words)
+
+    @property
+    def share(self) -> float:
+        """The noise that each client adds itself, in clipping norms; 0 where the server does.
+
+        Clients that help the server take their shares away: of `drawn` as many as the job says.
+        """
+        section, multiplier = self.section, self.mechanism.multiplier
+        if section.mode == "local":
+            return multiplier
+        if section.mode == "distributed":
+            traitors = math.floor(section.corrupt * self.drawn)
+            return share_multiplier(multiplier, fewest=section.min_survivors, colluding=traitors)
+        return 0.0
 
     @property
     def count_deviation(self) -> float:
@@ -147,7 +166,7 @@ class Privacy:
 
     def miscounted(self, known: int) -> str:
         """What follows where another number of clients is enrolled than the job counts on."""
-        if known == self.population:
+        if known == self.population or not self.section.is_central:
             return ""
         return (
             f"the job counts on {self.population} clients (privacy.population), {known} are "
@@ -155,8 +174,17 @@ class Privacy:
             "long as the mean of updates"
         )
 
-    def draw(self, names: Sequence[str], seed: bytes) -> list[str]:
-        """The clients of a round, sorted, of all that are enrolled, whether they can take part."""
+    @property
+    def most_asked(self) -> int:
+        """Clients of a round that is not drawn, 0: all that can take part. Of more of them more
+        could take their shares of the noise away than is accounted for."""
+        return self.drawn if self.section.mode == "distributed" else self.asked
+
+    def draw(self, names: Sequence[str], seed: bytes) -> list[str] | None:
+        """The clients of a round, sorted, of all that are enrolled, whether they can take part;
+        None where no drawing is accounted for, and any choice will do."""
+        if not self.section.is_central:
+            return None
         known = sorted(names)
         stream = Keystream(seed, "cohort")
         match self.section.sampling:
@@ -177,6 +205,18 @@ class Privacy:
                 return sorted(known[: self.drawn])
 
 
+def _mechanism(section: PrivacySection, drawn: int, population: int) -> Mechanism:
+    """What a round is, with the noise that is given, or any."""
+    given = section.noise_multiplier or 1.0
+    if section.mode == "distributed":
+        return SummedRound(multiplier=given)
+    if section.mode == "local":
+        return LocalRound(multiplier=given)
+    if section.sampling == "without-replacement":
+        return FixedRound(clients=population, drawn=drawn, multiplier=given)
+    return PoissonRound(rate=drawn / population, multiplier=given)
+
+
 def _job_error(key: str, value: float, allowed: str) -> JobError:
     return JobError([Fault(key=f"privacy.{key}", value=value, allowed=allowed)])
 
@@ -188,8 +228,11 @@ class PrivateRound:
     privacy: Privacy
     charge: Charge
 
-    def merger(self, shared: ParamSpec) -> PrivateMean:
-        """Sums and noises the round's updates."""
+    def merger(self, shared: ParamSpec) -> PrivateMean | None:
+        """Sums and noises the round's updates; None where clients have noised them, and whatever
+        is made of them costs nothing more."""
+        if not self.privacy.section.is_central:
+            return None
         return PrivateMean(
             noise=self.privacy.noise(self.charge.clip),
             expected=float(self.privacy.drawn),

@@ -39,6 +39,7 @@ from coordinator.privacy import Privacy, PrivateRound
 from coordinator.reports import RoundReport
 from coordinator.run import Credentials, Evaluate, Run, State
 from coordinator.server_memory import ServerMemory
+from coordinator.summing_noise import noise_faults
 from coordinator.summing_rules import reach_faults
 from coordinator.watch import Unattended, Watch
 from protocol.controls import joined, parted, with_controls
@@ -96,7 +97,7 @@ def run_rounds(
         for a privacy that cannot be met, before anybody is asked.
     """
     privacy = Privacy.of(job)
-    if faults := reach_faults(job, spec):
+    if faults := [*reach_faults(job, spec), *noise_faults(job, privacy, spec)]:
         raise JobError(faults)
     if problem := spec.mismatch(initial):
         raise MergeError(f"initial tensors: {problem}")
@@ -237,14 +238,16 @@ def _start(run: Run, number: int, state: State) -> Start:
     start = run.journal.resume_round(run.hash, number)
     if start is None:
         able, members = gather(run, number)
-        charge = None
+        charge, drawn, most = None, None, run.job.rounds.asked
         if run.privacy is not None:
             charge = run.privacy.charge(number, state.memory.privacy, run.seeds(number))
-            # Of all, and not of those who can: who is there is not drawn.
             drawn = run.privacy.draw(members, charge.seed)
+            most = run.privacy.most_asked
+        if drawn is not None:
+            # Of all, and not of those who can: who is there is not drawn.
             clients = [client for client in drawn if client in set(able)]
         else:
-            clients = choose_clients(able, run.job.rounds.asked, run.seed, number)
+            clients = choose_clients(able, most, run.seed, number)
         nonces = {client: secrets.token_hex(16) for client in clients}
         return run.journal.begin_round(run.hash, number, nonces, len(members), charge=charge)
     if run.journal.keeps_sum(run.hash, number):

@@ -89,11 +89,15 @@ def _privacy_of(job: Job, reports: Sequence[RoundReport]) -> dict[str, Any]:
     if not job.privacy.is_private:
         return {}
     last = reports[-1].privacy if reports else {}
-    return {
-        "mode": job.privacy.mode,
+    central = job.privacy.is_central
+    drawn = {
         "sampling": job.privacy.sampling,
         "clients_per_round": job.rounds.clients_per_round or job.data.clients,
         "population": job.privacy.population or job.data.clients,
+    }
+    return {
+        "mode": job.privacy.mode,
+        **(drawn if central else {}),
         "rounds": len(reports),
         "rounds_wanted": job.rounds.count,
         **last,

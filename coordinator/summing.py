@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregation.codecs import SumCodec, round_seeds
-from aggregation.codecs.common_grid import sum_bits
+from aggregation.codecs.common_grid import signed_sums, sum_bits
 from aggregation.errors import CodecError, SecureSumError
+from aggregation.privacy.distributed_gaussian import noise_reach
 from aggregation.secure_aggregation import (
     Aborted,
     Context,
@@ -41,6 +42,7 @@ from coordinator.journal import OpenedSum
 from coordinator.link import Failure, Outgoing
 from coordinator.plans import Plans
 from coordinator.run import Run
+from coordinator.summing_noise import share_of
 from protocol.keys import verifier
 from protocol.rejection import RejectionCode
 from protocol.summing import SumRequest, pack_sum_request
@@ -96,12 +98,20 @@ def _mean(
     """Of the members' updates, weighted where the sum has weights. Raises: CodecError."""
     count, split = len(opened.members), codec.length(spec)
     seeds = round_seeds(run.hash, number)
-    mean = codec.mean(opened.values[:split], count, spec, seeds=seeds)
+    noise = _reach(run, codec, spec, count)
+    sums = signed_sums(opened.values[:split], opened.bits, noise=noise)
+    mean = codec.mean(sums, count, spec, seeds=seeds, noise=noise)
     if not run.has_weights:
         return mean
     # The mean of w·x, over that of w.
     factor = count * FULL / summed_weight(opened.values[split:], count, codec.levels)
     return {name: value * np.float32(factor) for name, value in mean.items()}
+
+
+def _reach(run: Run, codec: SumCodec, spec: ParamSpec, clients: int) -> int:
+    """How far the noise of so many clients takes a sum, in steps."""
+    variance = share_of(run.privacy, codec, spec)
+    return noise_reach(variance, clients) if variance is not None else 0
 
 
 def _opened(
@@ -118,7 +128,7 @@ def _opened(
         nonce=nonce,
         plan=plans.digest(),
         values=codec.length(spec) + weights,
-        bits=sum_bits(codec.levels, len(clients)),
+        bits=sum_bits(codec.levels, len(clients), noise=_reach(run, codec, spec, len(clients))),
     )
     try:
         context = new_context(task, clients, terms)

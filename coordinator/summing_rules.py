@@ -163,10 +163,11 @@ def _fits(name: str) -> bool:
 
 
 def reach_faults(job: Job, shared: ParamSpec) -> list[Fault]:
-    """Where updates are private and only their sum is seen: a codec whose rounding could carry one
-    beyond the clipping norm that the noise is for. `shared`: of the tensors that clients send."""
+    """Where the server noises a sum of updates that it has not seen: a codec whose rounding could
+    carry one beyond the clipping norm that the noise is for. `shared`: of the tensors that clients
+    send."""
     codec = codec_named(job.update.codec)
-    if not (job.privacy.secure_aggregation and job.privacy.is_private):
+    if not (job.privacy.secure_aggregation and job.privacy.is_central):
         return []
     if not isinstance(codec, SumCodec) or (reach := codec.reach(shared)) <= job.privacy.clip:
         return []

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from protocol import _checks, _json
+from protocol.client_noise import ClientNoise
 from protocol.controls import with_controls
 from protocol.errors import ManifestError, SpecError
 from protocol.example_privacy import ExamplePrivacy
@@ -27,6 +28,7 @@ from protocol.limits import (
     MAX_INPUTS,
     MAX_MANIFEST_BYTES,
     MAX_NAME_LENGTH,
+    MAX_SAMPLES,
     MAX_TENSORS,
     MAX_TEXT_LENGTH,
     MAX_TOKENS,
@@ -146,6 +148,9 @@ class Manifest:
     pairs: tuple[FactorPair, ...] = ()  # of low-rank factors among the trainable tensors
     personal: tuple[str, ...] = ()  # trainable tensors that never leave a client
     split: SplitSpec | None = None  # where a server holds the network's body
+    noise: ClientNoise | None = None  # that clients add themselves
+    fewest_samples: int | None = None
+    """A device with fewer takes no part, and none says how many it has; None: devices say so."""
     graphs: Mapping[str, str]  # role ("train", "evaluate", "predict") to file
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = MANIFEST_VERSION
@@ -178,6 +183,12 @@ class Manifest:
             raise error("split: expected a SplitSpec or None")
         if self.split is not None and self.training.privacy is not None:
             raise error("training.privacy: expected none of a split network, which sends features")
+        if self.noise is not None and not isinstance(self.noise, ClientNoise):
+            raise error("noise: expected a ClientNoise or None")
+        if self.noise is not None and (self.split is not None or self.training.scaffold):
+            raise error("noise: expected none where more than an update leaves a client")
+        if self.fewest_samples is not None:
+            _checks.integer("fewest_samples", self.fewest_samples, 0, MAX_SAMPLES, error)
         object.__setattr__(self, "inputs", _inputs(self.inputs))
         object.__setattr__(self, "files", _files(self.files))
         object.__setattr__(self, "graphs", _graphs(self.graphs, self.files))
@@ -212,6 +223,8 @@ class Manifest:
                 | {"privacy": None if train.privacy is None else train.privacy.to_json()},
                 "personal": self.personal,
                 "split": None if self.split is None else self.split.to_json(),
+                "noise": None if self.noise is None else self.noise.to_json(),
+                "fewest_samples": self.fewest_samples,
                 "pairs": [[pair.down, pair.up, pair.scale, pair.base] for pair in self.pairs],
                 "graphs": dict(self.graphs),
                 "files": {
@@ -274,6 +287,8 @@ def _manifest(value: object) -> Manifest:
     fields["training"] = TrainingSpec(**training)
     if fields["split"] is not None:
         fields["split"] = SplitSpec.from_json(fields["split"])
+    if fields["noise"] is not None:
+        fields["noise"] = ClientNoise.from_json(fields["noise"])
     pairs = _checks.sequence("pairs", fields["pairs"], MAX_TENSORS, error)
     fields["pairs"] = tuple(_pair(row) for row in pairs)
     fields["files"] = {name: _file_entry(name, entry) for name, entry in files.items()}

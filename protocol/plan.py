@@ -76,6 +76,9 @@ class Plan:
     clip: float = 0.0
     """l2 norm that the update is cut to before it is encoded; 0: it is not. Told "unclipped", as a
     word of `tells`, means 1 where that changed nothing, and else 0."""
+    noise: float = 0.0
+    """Deviation of the noise that the client itself adds to each value of its update, or of its
+    part in a secure sum, in `clip`s; 0: none."""
     rank: int = 0  # of this client's factors, as in `factors.at_rank`; 0: as the bundle has it
     offset_round: int = 0
     """Frozen weights are those of this client's plan of that round (0: the bundle's), moved by what
@@ -127,6 +130,10 @@ class Plan:
         object.__setattr__(self, "tells", told)
         clip = _checks.real("clip", self.clip, error, low=0.0)
         object.__setattr__(self, "clip", clip)
+        noise = _checks.real("noise", self.noise, error, low=0.0)
+        object.__setattr__(self, "noise", noise)
+        if noise and not clip:
+            raise error("clip: expected a norm above 0 with noise, found 0")
         self._set_integer("rank", 0, MAX_FACTOR_RANK)
         self._set_integer("offset_round", 0, self.round)
         self._set_integer("min_survivors", 0, MAX_ROUND)
@@ -190,6 +197,7 @@ _FIELDS: Final = (
     "tells",
     "mix",
     "clip",
+    "noise",
     "rank",
     "offset_round",
     "offset_ranks",

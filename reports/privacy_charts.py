@@ -29,16 +29,25 @@ def guarantee(privacy: Mapping[str, Any]) -> str:
     neighbours = {
         "add or remove one": "takes part or not",
         "replace one": "holds these samples or any others",
+        "one client's update or zeros": "sends its update or zeros",
     }[str(privacy["neighbours"])]
     rdp = privacy.get("epsilon_rdp")
     check = "none" if rdp is None else f"{rdp:.3f}"
+    how = f"by privacy loss distributions (Rényi accounting, as a cross-check: {check})"
+    noise = f"Noise multiplier {privacy['noise_multiplier']:g}"
+    match privacy["mode"]:
+        case "distributed":
+            how = "by Rényi accounting"
+            noise += " of the shares that clients add, of the fewest that a sum has"
+        case "local":
+            noise += " on each update, added by its client"
+        case _:
+            noise += f", sampling {privacy['sampling']}"
     budget = f" of a budget of {privacy['budget']:g}" if privacy.get("budget") else ""
     return (
         f"Differential privacy of clients: epsilon = {privacy['epsilon']:.3f}{budget} at delta = "
-        f"{privacy['delta']:g}, by privacy loss distributions (Rényi accounting, as a cross-check: "
-        f"{check}). Whether any one client {neighbours} hardly changes what "
-        f"may come out. Noise multiplier {privacy['noise_multiplier']:g}, sampling "
-        f"{privacy['sampling']}. The result is covered; this report names clients, and is for the "
+        f"{privacy['delta']:g}, {how}. Whether any one client {neighbours} hardly changes what may "
+        f"come out. {noise}. The result is covered; this report names clients, and is for the "
         "operator."
     )
 

@@ -161,7 +161,7 @@ def _privacy_notes(job: Job) -> list[str]:
 def _merged_samples(setup: Setup, reports: Sequence[RoundReport]) -> int:
     """Of all updates together; of clients that do not tell, as many as a client has on average."""
     job, clients = setup.job, setup.federation.clients
-    if not job.privacy.secure_aggregation or "samples" in job.update.told:
+    if job.tells_samples:
         return sum(report.samples for report in reports)
     updates = sum(report.updates for report in reports)
     samples = sum(len(client.fit["labels"]) for client in clients)

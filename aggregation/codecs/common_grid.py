@@ -79,18 +79,31 @@ class SumCodec(Codec, Protocol):
         ...
 
     def mean(
-        self, sums: np.ndarray, count: int, spec: ParamSpec, *, seeds: Seeds = NO_SEEDS
+        self,
+        sums: np.ndarray,
+        count: int,
+        spec: ParamSpec,
+        *,
+        seeds: Seeds = NO_SEEDS,
+        noise: int = 0,
     ) -> dict[str, np.ndarray]:
         """The mean update of `count` clients of whose integers `sums`, [length], is the sum.
 
-        Raises: CodecError for sums that so many clients cannot have.
+        `noise`: how far beyond what so many clients can have noise may have taken it.
+        Raises: CodecError for sums further off.
         """
         ...
 
 
-def sum_bits(levels: int, clients: int) -> int:
-    """Bits that a sum over so many clients needs."""
-    return (clients * levels).bit_length()
+def sum_bits(levels: int, clients: int, *, noise: int = 0) -> int:
+    """Bits that a sum over so many clients needs, with noise of ±`noise` on it."""
+    return (clients * levels + 2 * noise).bit_length()
+
+
+def signed_sums(sums: np.ndarray, bits: int, *, noise: int) -> np.ndarray:
+    """Sums modulo 2^bits as int64: from -noise on, where noise may have taken them below 0."""
+    wide = sums.astype(np.int64)
+    return np.where(wide < (1 << bits) - noise, wide, wide - (1 << bits))
 
 
 def checked_norm(name: str, norm: object) -> float:
@@ -146,14 +159,20 @@ class CommonGrid:
         return self.to_grid(self._part(vector, seeds), seeds)
 
     def mean(
-        self, sums: np.ndarray, count: int, spec: ParamSpec, *, seeds: Seeds = NO_SEEDS
+        self,
+        sums: np.ndarray,
+        count: int,
+        spec: ParamSpec,
+        *,
+        seeds: Seeds = NO_SEEDS,
+        noise: int = 0,
     ) -> dict[str, np.ndarray]:
         """See `SumCodec.mean`."""
         require_float32(spec)
         if sums.shape != (self.length(spec),):
             raise CodecError(f"sums: expected shape ({self.length(spec)},), found {sums.shape}")
         parts = (sums[start : start + _BLOCK] for start in range(0, sums.size, _BLOCK))
-        return self._mean(parts, count, spec, seeds)
+        return self._mean(parts, count, spec, seeds, noise=noise)
 
     def encode(self, tensors: Tensors, *, seeds: Seeds = NO_SEEDS) -> bytes:
         """See `Codec.encode`: what is longer than the norm is shortened to it."""
@@ -182,15 +201,23 @@ class CommonGrid:
             yield unpack(view[first : first + packed_bytes(count, bits)], count, bits)
 
     def _mean(
-        self, sums: Iterator[np.ndarray], count: int, spec: ParamSpec, seeds: Seeds
+        self,
+        sums: Iterator[np.ndarray],
+        count: int,
+        spec: ParamSpec,
+        seeds: Seeds,
+        *,
+        noise: int = 0,
     ) -> dict[str, np.ndarray]:
         """As `mean`, of sums in blocks: only what is decoded is whole in memory."""
         most, start = count * self.levels, 0
         values = np.empty(self.length(spec), np.float32)
         for part in sums:
-            if int(part.max(initial=0)) > most:
+            low, high = int(part.min(initial=0)), int(part.max(initial=0))
+            if low < -noise or high > most + noise:
+                wrong = low if low < -noise else high
                 raise PayloadMalformedError(
-                    f"sums: expected at most {most} of {count} clients, found {int(part.max())}"
+                    f"sums: expected {-noise} to {most + noise} of {count} clients, found {wrong}"
                 )
             means = (part / np.float64(count)).astype(np.float32)
             values[start : start + len(part)] = self.from_grid(means)

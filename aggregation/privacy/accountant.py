@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a series of noisy releases costs, ε at a given δ, and a ledger that refuses to overspend.
 
-Two ways to choose a round's clients are accounted for, and never one as the other:
+Where the server adds the noise, two ways to choose a round's clients are accounted for, and never
+one as the other:
 
 `PoissonRound`  each client takes part with probability q, independently, and nobody knows who;
                 q = 1: all do. Neighbours: federations with and without one client.
@@ -10,10 +11,19 @@ Two ways to choose a round's clients are accounted for, and never one as the oth
                 Neighbours: federations that differ in what one client holds; n is known.
                 ε by Rényi accounting; where m = n by privacy loss distributions too.
 
+Where clients add it, the server chooses and sees who takes part, and no choice is counted:
+
+`SummedRound`   a secure sum that clients' shares of noise are in. Neighbours: one client's update,
+                or zeros in its place. Its noise is discrete and its steps may be coarse, so that ε
+                is that of Rényi accounting, which holds for it to the letter; the distributions are
+                the Gaussian's.
+`LocalRound`    one client's own update, noised. Neighbours: federations that differ in what that
+                client holds. ε by privacy loss distributions.
+
 Noise multipliers are of the clipping norm C. Replacing a client moves a sum by up to 2C, so that a
-FixedRound of multiplier z is a Gaussian of z/2 to its neighbours. dp_accounting has two conventions
-there: its Rényi accountant takes a multiple of the sensitivity, its distributions for REPLACE_ONE
-one of C. Only the first is used here, with z/2.
+FixedRound or LocalRound of multiplier z is a Gaussian of z/2 to its neighbours. dp_accounting has
+two conventions there: its Rényi accountant takes a multiple of the sensitivity, its distributions
+for REPLACE_ONE one of C. Only the first is used here, with z/2.
 
 dp_accounting has no loss distribution for samples of fixed size: the smaller of two bounds is
 reported, Rényi's with the sampling (Wang, Balle, Kasiviswanathan, AISTATS 2019, arXiv 1808.00087)
@@ -84,7 +94,39 @@ class FixedRound:
         _require_multiplier(self.multiplier)
 
 
-Mechanism = PoissonRound | FixedRound
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummedRound:
+    """One release of a sum with noise that clients added, whoever took part."""
+
+    multiplier: float  # z, of the shares that may be counted on together
+
+    def __post_init__(self) -> None:
+        _require_multiplier(self.multiplier)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRound:
+    """One release of a client's own update."""
+
+    multiplier: float  # z
+
+    def __post_init__(self) -> None:
+        _require_multiplier(self.multiplier)
+
+
+Mechanism = PoissonRound | FixedRound | SummedRound | LocalRound
+_WORDS: Final[Mapping[type[Mechanism], str]] = {
+    PoissonRound: "poisson",
+    FixedRound: "without-replacement",
+    SummedRound: "summed",
+    LocalRound: "local",
+}
+_NEIGHBOURS: Final[Mapping[type[Mechanism], str]] = {
+    PoissonRound: "add or remove one",
+    FixedRound: "replace one",
+    SummedRound: "one client's update or zeros",
+    LocalRound: "replace one",
+}
 History = tuple[tuple[Mechanism, int], ...]
 """How often each was used; the order does not matter."""
 
@@ -96,21 +138,18 @@ class Spent:
     epsilon: float  # the one to report
     pld: float  # by privacy loss distributions, without the sampling where they cannot have it
     rdp: float  # by Rényi accounting
-    neighbours: str  # "add or remove one" or "replace one"
+    neighbours: str  # such as "add or remove one"
 
 
 def mechanism_to_json(mechanism: Mechanism) -> dict[str, Any]:
     """Ready for `json.dumps`."""
-    sampling = "poisson" if isinstance(mechanism, PoissonRound) else "without-replacement"
-    return {"sampling": sampling, **asdict(mechanism)}
+    return {"sampling": _WORDS[type(mechanism)], **asdict(mechanism)}
 
 
 def mechanism_from_json(content: Mapping[str, Any]) -> Mechanism:
     """The inverse of `mechanism_to_json`. Raises: PrivacyError."""
     settings = dict(content)
-    kinds: dict[object, type[PoissonRound] | type[FixedRound]] = {
-        "poisson": PoissonRound, "without-replacement": FixedRound,
-    }  # fmt: skip
+    kinds: dict[object, type[Mechanism]] = {word: kind for kind, word in _WORDS.items()}
     try:
         return kinds[settings.pop("sampling", None)](**settings)
     except (KeyError, TypeError) as error:
@@ -130,8 +169,8 @@ def spent(history: History, delta: float) -> Spent:
     tidy = tuple(sorted(((m, n) for m, n in counts.items() if n), key=repr))
     if len({type(mechanism) for mechanism, _ in tidy}) > 1:
         raise PrivacyError(
-            "expected rounds of one kind: Poisson samples and samples of a fixed size are "
-            "accounted for by different neighbours"
+            "expected rounds of one kind, found several: Poisson samples, samples of a fixed size "
+            "and noise of clients are accounted for by different neighbours"
         )
     return _spent(tidy, delta)
 
@@ -232,8 +271,7 @@ def _require_multiplier(multiplier: float) -> None:
 
 @lru_cache(maxsize=1024)
 def _spent(history: History, delta: float) -> Spent:
-    fixed = any(isinstance(mechanism, FixedRound) for mechanism, _ in history)
-    neighbours = "replace one" if fixed else "add or remove one"
+    neighbours = _NEIGHBOURS[type(history[0][0])] if history else ""
     if not history:
         return Spent(epsilon=0.0, pld=0.0, rdp=0.0, neighbours=neighbours)
     rdp = _rdp_epsilon(history, delta)
@@ -241,6 +279,8 @@ def _spent(history: History, delta: float) -> Spent:
     sampled = any(isinstance(m, FixedRound) and m.drawn < m.clients for m, _ in history)
     # Of Poisson rounds the distribution is the one to report, and is the smaller in any case.
     epsilon = min(pld, rdp) if sampled else pld
+    if any(isinstance(mechanism, SummedRound) for mechanism, _ in history):
+        epsilon = rdp
     return Spent(epsilon=epsilon, pld=pld, rdp=rdp, neighbours=neighbours)
 
 
@@ -264,9 +304,13 @@ def _parted(history: History) -> tuple[float, list[tuple[PoissonRound, int]]]:
     none), and the others. Of a FixedRound and of very little noise the sampling is left out."""
     precision, sampled = 0.0, []
     for mechanism, count in history:
-        if isinstance(mechanism, FixedRound):
+        if isinstance(mechanism, FixedRound | LocalRound):
             precision += count * (mechanism.multiplier / 2) ** -2
-        elif mechanism.rate == 1 or mechanism.multiplier < _LEAST_SAMPLED:
+        elif (
+            isinstance(mechanism, SummedRound)
+            or mechanism.rate == 1
+            or mechanism.multiplier < _LEAST_SAMPLED
+        ):
             precision += count * mechanism.multiplier**-2
         else:
             sampled.append((mechanism, count))
@@ -303,6 +347,8 @@ def _rdp(mechanism: Mechanism) -> tuple[float, ...]:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     fixed = isinstance(mechanism, FixedRound)
+    # Of the others without sampling, dp_accounting has no neighbours by these names: a Gaussian of
+    # so many sensitivities is one.
     accountant = rdp.RdpAccountant(
         neighboring_relation=NeighboringRelation.REPLACE_ONE
         if fixed
@@ -320,6 +366,10 @@ def _event(mechanism: Mechanism) -> Any:
     if isinstance(mechanism, PoissonRound):
         gaussian = dp_accounting.GaussianDpEvent(mechanism.multiplier)
         return dp_accounting.PoissonSampledDpEvent(mechanism.rate, gaussian)
+    if isinstance(mechanism, SummedRound):
+        return dp_accounting.GaussianDpEvent(mechanism.multiplier)
+    if isinstance(mechanism, LocalRound):
+        return dp_accounting.GaussianDpEvent(mechanism.multiplier / 2)
     return dp_accounting.SampledWithoutReplacementDpEvent(
         mechanism.clients,
         mechanism.drawn,

@@ -5,7 +5,8 @@ Under secure aggregation the server learns Σ(x_i + n_i) modulo R, with x_i the 
 steps of a grid and n_i a discrete Gaussian of variance (zC/g)²/m_min. m_min is the fewest survivors
 with which a round goes on: with more of them there is more noise than was accounted for, and never
 less. Clients that tell the server their shares take them away, so that those that may do so are
-budgeted beside m_min.
+budgeted beside m_min. The sum is one of m·2ᵇ and of noise: the modulus has room for twelve of its
+deviations on either side.
 
 *Source* Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning
 with Secure Aggregation", ICML 2021 (arXiv 2102.06387). A sum of discrete Gaussians is not one, but
@@ -29,24 +30,20 @@ from aggregation.errors import PrivacyError
 from aggregation.privacy.clipping import require_bound
 
 LEAST_SHARE: Final = Fraction(16)  # variance in steps
+_TAIL: Final = 12  # deviations that the noise of a sum is given room for
 
 
-def share_variance(
-    multiplier: float, clip: float, step: float, *, fewest: int, colluding: int = 0
-) -> Fraction:
-    """The variance of one client's noise, in steps².
+def share_multiplier(multiplier: float, *, fewest: int, colluding: int = 0) -> float:
+    """The noise of each client, in clipping norms, with which that of all who may be counted on is
+    `multiplier` or more.
 
     Args:
         multiplier: z, of the round's whole noise, as it is accounted for.
-        clip: C.
-        step: g, of the grid, in the units of C.
         fewest: m_min, survivors without which a round is given up.
         colluding: survivors that may tell their noise.
 
-    Raises: PrivacyError where nobody's noise would be left, or a share would be too coarse.
+    Raises: PrivacyError where nobody's noise would be left.
     """
-    require_bound(clip)
-    require_bound(step)
     if not 0 < multiplier < math.inf:
         raise PrivacyError(f"noise multiplier: expected a number above 0, found {multiplier!r}")
     honest = fewest - colluding
@@ -54,14 +51,51 @@ def share_variance(
         raise PrivacyError(
             f"expected more survivors than may collude, found {fewest} and {colluding}"
         )
-    whole = (Fraction(multiplier) * Fraction(clip) / Fraction(step)) ** 2
-    share = whole / honest
-    if share < LEAST_SHARE:
+    share = multiplier / math.sqrt(honest)
+    # Squares of floats may fall short by a last place; the noise must not.
+    while Fraction(share) ** 2 * honest < Fraction(multiplier) ** 2:
+        share = math.nextafter(share, math.inf)
+    return share
+
+
+def share_variance(share: float, clip: float, step: float) -> Fraction:
+    """The variance of one client's noise, in steps².
+
+    Args:
+        share: as `share_multiplier` gives it.
+        clip: C.
+        step: g, of the grid, in the units of C.
+
+    Raises: PrivacyError for shares that are too coarse.
+    """
+    require_bound(clip)
+    require_bound(step)
+    if not 0 < share < math.inf:
+        raise PrivacyError(f"share of noise: expected a number above 0, found {share!r}")
+    variance = (Fraction(share) * Fraction(clip) / Fraction(step)) ** 2
+    if variance < LEAST_SHARE:
         raise PrivacyError(
             f"grid: expected shares of noise of {math.sqrt(LEAST_SHARE):g} steps or more, found "
-            f"{math.sqrt(share):.3g} steps from each of {honest} clients; use more bits a value"
+            f"{math.sqrt(variance):.3g} steps; use more bits a value"
         )
-    return share
+    return variance
+
+
+def sum_sensitivity(reach: float, step: float, size: int) -> float:
+    """How far one client can move a sum, against the integers next to no change in its place.
+
+    Args:
+        reach: largest norm of what a client's integers stand for.
+        step: g, in the same units. No change lies between two integers: half a step a value.
+        size: d, values of an update.
+    """
+    return reach + step * math.sqrt(size) / 2
+
+
+def noise_reach(variance: Fraction, clients: int) -> int:
+    """What the noise of so many shares is taken to stay below, in steps: beyond lies one value in
+    10³². A sum that goes further is wrong by a whole modulus, and no less private."""
+    return math.isqrt(math.ceil(_TAIL**2 * variance * clients)) + 1
 
 
 def summed_multiplier(share: Fraction, survivors: int, clip: float, step: float) -> float:

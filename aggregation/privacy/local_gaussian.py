@@ -25,19 +25,16 @@ def local_multiplier(epsilon: float, delta: float) -> float:
     return 2 * analytic_multiplier(epsilon, delta)
 
 
-def privatised(
-    delta_of: Tensors, bound: float, *, epsilon: float, delta: float, seed: bytes
-) -> dict[str, np.ndarray]:
-    """One update, clipped to `bound` and noised: (epsilon, delta)-private by itself.
+def privatised(update: Tensors, noise: Noise, *, seed: bytes) -> dict[str, np.ndarray]:
+    """One update, clipped to `noise.clip` and noised.
 
     Args:
-        delta_of: float32 tensors.
-        bound: C.
+        update: float32 tensors.
+        noise: of a multiplier z that `local_multiplier` or an accountant gives.
         seed: secret, of this release alone.
 
     Raises: PrivacyError.
     """
-    noise = Noise(clip=bound, multiplier=local_multiplier(epsilon, delta))
-    spec = ParamSpec.of(delta_of)
-    steps = in_steps(spec, clip(delta_of, bound).delta, noise.step)
+    spec = ParamSpec.of(update)
+    steps = in_steps(spec, clip(update, noise.clip).delta, noise.step)
     return shaped(spec, noised_mean(steps, noise, expected=1.0, seed=seed, use="local update"))

@@ -95,14 +95,10 @@ def _summary(
         client_flops=round(sum(_flops(job, costs, n) for each in merged.values() for n in each)),
         passed_samples=sum(_passed(job, n) for each in merged.values() for n in each),
         per_client=[_described(name, merged, last) for name in names],
-        notes=[_UNTOLD] if job.privacy.secure_aggregation and not _tells_samples(job) else [],
+        notes=[] if job.tells_samples else [_UNTOLD],
     )
     found = summary_of(job, reports, played, wall_seconds=time.time() - entry.submitted)
     return found | {"name": entry.name}
-
-
-def _tells_samples(job: Job) -> bool:
-    return "samples" in job.update.told
 
 
 def _described(

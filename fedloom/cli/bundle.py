@@ -137,6 +137,12 @@ def _text(bundle: Bundle, *, verbose: bool) -> str:
         f"size        {bytes_text(total)} in {len(manifest.files)} files",
         f"signer      {bundle.public_key}",
     ]
+    if noise := manifest.noise:
+        on = f"its share of a sum of {noise.fewest} or more" if noise.fewest else "each update"
+        lines.append(
+            f"noise       of each device: {noise.multiplier * noise.clip:.3g} on every value of "
+            f"{on}, for changes of a norm up to {noise.clip:g}, in {noise.rounds} rounds at most"
+        )
     if verbose:
         lines.append("graphs      " + ", ".join(f"{k}={v}" for k, v in manifest.graphs.items()))
         for name, entry in sorted(manifest.files.items()):

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from client_sdk.example_privacy import charge
+from client_sdk.noise import repeatable_seed
 from client_sdk.updates import (
+    charge_plan,
     close_evaluation,
     close_update,
     frozen_names,
@@ -105,7 +106,7 @@ class CohortClients:
             client = self._clients[name]
             try:
                 opened = open_plan(blob, self._manifest, self._initial, client.memory)
-                charge(opened.plan, self._manifest, sample_count(client.fit), client.memory)
+                charge_plan(opened.plan, self._manifest, sample_count(client.fit), client.memory)
             except Exception as fault:
                 # As on a device: the coordinator hears of it, and the round goes on.
                 yield name, fault
@@ -162,7 +163,10 @@ class CohortClients:
                 own = {name: value[place] for name, value in trained.items()}
                 samples = sample_count(item.client.fit)
                 memory = item.client.memory
-                blob = close_update(item.work, self._manifest, own, metrics, samples, memory)
+                blob = close_update(
+                    item.work, self._manifest, own, metrics, samples, memory,
+                    noise_seed=repeatable_seed(item.work.plan),
+                )  # fmt: skip
                 yield item.client.id, blob
             except Exception as fault:
                 yield item.client.id, fault

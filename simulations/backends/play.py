@@ -152,7 +152,10 @@ def _play(
         names = [client.id for client in clients]
         memories = {client.id: client.memory for client in clients if client.memory is not None}
         summing = SummingClients(wrap(serve, bundle.manifest), memories)
-        said = {client.id: readiness_of(client.fit, client.held_out) for client in clients}
+        said = {
+            client.id: readiness_of(bundle.manifest, client.fit, client.held_out)
+            for client in clients
+        }
         grid = InProcessGrid(names, summing.serve, said)
         most = max(_MAX_WAITING_BYTES // max(bundle.manifest.trainable.nbytes, 1), 1)
         window = 0 if len(clients) <= most else max(most // together, 1) * together

@@ -10,10 +10,11 @@ from typing import Final
 import numpy as np
 
 from client_sdk.memory import ClientMemory
+from client_sdk.readiness import readiness
 from client_sdk.updates import sample_count
 from edge_runtime import preprocess
-from protocol.manifest import Preprocessing
-from protocol.readiness import Readiness, pack_readiness
+from protocol.manifest import Manifest, Preprocessing
+from protocol.readiness import pack_readiness
 from protocol.tensors import Tensors
 from simulations.clients import ClientData
 
@@ -41,8 +42,7 @@ def prepare(
     return PreparedClient(id=client.id, fit=fit, held_out=held_out, memory=memory)
 
 
-def readiness_of(fit: Tensors, held_out: Tensors) -> bytes:
+def readiness_of(manifest: Manifest, fit: Tensors, held_out: Tensors) -> bytes:
     """What a client with such data says when it is asked what it is: `rounds.min_samples` goes by
     it."""
-    told = Readiness(samples=sample_count(fit), held_out=sample_count(held_out))
-    return pack_readiness(told)
+    return pack_readiness(readiness(manifest, sample_count(fit), sample_count(held_out)))

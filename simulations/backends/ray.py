@@ -28,6 +28,7 @@ from flwr.supercore import telemetry
 
 from client_sdk.client_app import Client, NodeConfig, make_client_app
 from client_sdk.memory import FolderMemory
+from client_sdk.noise import repeatable_seed
 from client_sdk.updates import Trainer, respond, sample_count
 from edge_runtime.preprocessing import apply
 from protocol.manifest import Manifest
@@ -127,9 +128,13 @@ def _open_client(
             data_held_out=apply(preprocessing, held_out) if sample_count(held_out) else {},
             client=name,
             memory=FolderMemory.of(Path(run_folder) / MEMORY_FOLDER, name),
+            noise=repeatable_seed,
         )
 
-    return Client(name=name, answer=answer, survey=lambda asked: readiness_of(fit, held_out))
+    def survey(asked: bytes) -> bytes:
+        return readiness_of(_engine(open_engine, bundle_folder).manifest, fit, held_out)
+
+    return Client(name=name, answer=answer, survey=survey)
 
 
 @functools.lru_cache(maxsize=1)

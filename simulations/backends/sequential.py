@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from client_sdk.noise import repeatable_seed
 from client_sdk.updates import Trainer, respond
 from protocol.manifest import Manifest
 from protocol.tensors import Tensors
@@ -48,6 +49,7 @@ class SequentialClients:
                         data_held_out=client.held_out,
                         client=name,
                         memory=client.memory,
+                        noise=repeatable_seed,
                     ),
                 )
             except Exception as fault:

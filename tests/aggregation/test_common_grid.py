@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aggregation import CodecError, Seeds
 from aggregation.codecs import SumCodec, codec_named
-from aggregation.codecs.common_grid import sum_bits
+from aggregation.codecs.common_grid import signed_sums, sum_bits
 from aggregation.codecs.random_k import RandomK
 from aggregation.rotation import power_below, rotate
 from protocol import ParamSpec, Tensors
@@ -125,10 +125,31 @@ def test_clients_of_a_round_choose_the_same_rotated_values(shared: int) -> None:
 def test_sums_that_cannot_be_are_refused() -> None:
     codec = codec_of("grid:8,2.0")
     sums = np.full(codec.length(SPEC), 2 * 255 + 1, np.uint64)
-    with pytest.raises(CodecError, match="at most 510 of 2 clients, found 511"):
+    with pytest.raises(CodecError, match="expected 0 to 510 of 2 clients, found 511"):
         codec.mean(sums, 2, SPEC)
     with pytest.raises(CodecError, match="expected shape"):
         codec.mean(sums[1:], 3, SPEC)
+
+
+@given(noise=st.integers(0, 5000), clients=st.integers(1, 9), rng=SEEDS)
+def test_noise_may_take_sums_below_zero_and_beyond_what_clients_have(
+    noise: int, clients: int, rng: int
+) -> None:
+    codec = codec_of("grid:8,2.0")
+    bits = sum_bits(codec.levels, clients, noise=noise)
+    draw = np.random.default_rng(rng)
+    plain = draw.integers(0, clients * codec.levels + 1, codec.length(SPEC))
+    drawn = draw.integers(-noise, noise + 1, codec.length(SPEC))
+    drawn[:2] = plain[:2] = -noise, noise
+    plain[:2] = 0, clients * codec.levels
+    modular = ((plain + drawn) % (1 << bits)).astype(np.uint32)
+    found = signed_sums(modular, bits, noise=noise)
+    np.testing.assert_array_equal(found, plain + drawn)
+    mean = codec.mean(found, clients, SPEC, noise=noise)
+    assert ParamSpec.of(mean) == SPEC
+    if noise:
+        with pytest.raises(CodecError, match="sums: expected"):
+            codec.mean(found, clients, SPEC, noise=noise - 1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from aggregation.codecs import Seeds, SumCodec, codec_named
-from aggregation.codecs.common_grid import sum_bits
+from aggregation.codecs.common_grid import signed_sums, sum_bits
+from aggregation.privacy.distributed_gaussian import noise_reach, share_variance
 from aggregation.secure_aggregation import (
     Aborted,
     SecureSum,
@@ -26,10 +27,11 @@ from aggregation.secure_aggregation import (
 from aggregation.summed_weights import digit_count, summed_weight
 from client_sdk.errors import PlanError, SumError
 from client_sdk.memory import FolderMemory
-from client_sdk.summing import FolderSums, HeldSums, SumStore, answer_sum, hold
+from client_sdk.summing import FolderSums, HeldSums, SumStore, answer_sum, held, hold
 from protocol.keys import new_key, public_pem, sign, verifier
 from protocol.plan import Plan
 from protocol.summing import SumRequest, pack_sum_request
+from protocol.tensors import ParamSpec
 
 JOB = "ab" * 32
 NAMES = ("lathe", "mill", "press", "saw")
@@ -67,14 +69,14 @@ class Shop:
     digests: Mapping[str, bytes]
     weights: Mapping[str, int] = field(default_factory=dict)
 
-    def train(self, round: int = 1) -> None:
-        for name in NAMES:
+    def train(self, round: int = 1, **noise: float) -> None:
+        for number, name in enumerate(NAMES):
             update = update_of(name)
-            payload = CODEC.encode(update, seeds=Seeds(own=NAMES.index(name)))
-            plan = replace(PLAN, client=name, round=round)
+            payload = CODEC.encode(update, seeds=Seeds(own=number))
+            plan = replace(PLAN, client=name, round=round, **noise)  # type: ignore[arg-type]
             digest = self.digests.get(name, DIGEST)
-            weight = self.weights.get(name, 0)
-            hold(self.memory(name), plan, update, payload, digest, weight=weight)
+            weight, seed = self.weights.get(name, 0), bytes([number]) * 32
+            hold(self.memory(name), plan, update, payload, digest, weight=weight, seed=seed)
 
     def memory(self, name: str) -> FolderMemory:
         return FolderMemory(self.folder / name / "memory")
@@ -96,10 +98,11 @@ class Shop:
         self,
         *,
         round: int = 1,
+        noise: int = 0,
         until: Stage = Stage.OVER,
         lost: Callable[[str, Stage], bool] = lambda name, stage: False,
     ) -> SecureSum | Aborted | None:
-        """A server's attempt, given up before the stage `until`."""
+        """A server's attempt, given up before the stage `until`, with room for `noise`."""
         assert isinstance(CODEC, SumCodec)
         task = Task(
             job=bytes.fromhex(JOB),
@@ -107,7 +110,7 @@ class Shop:
             nonce=np.random.default_rng().bytes(16),
             plan=DIGEST,
             values=30 + (digit_count(CODEC.levels) if self.weights else 0),
-            bits=sum_bits(CODEC.levels, len(NAMES)),
+            bits=sum_bits(CODEC.levels, len(NAMES), noise=noise),
         )
         state, messages = open_attempt(new_context(task, NAMES, TERMS))
         self.refused: dict[str, str] = {}
@@ -191,6 +194,40 @@ def test_an_update_that_was_opened_is_not_summed_again(shop: Shop) -> None:
     assert isinstance(shop.sum(round=2), SecureSum), "the next round is another matter"
     assert isinstance(shop.sum(round=1), Aborted)
     assert all("is over here" in reason for reason in shop.refused.values())
+
+
+def test_the_sum_has_the_noise_of_all_and_an_update_leaves_with_its_share_once(
+    tmp_path: Path,
+) -> None:
+    shop = Shop(tmp_path, {})
+    shop.train(clip=2.4, noise=0.5)
+    shares = [held(shop.memory(name), 1).noise for name in NAMES]
+    variances = {share.variance for share in shares if share is not None}
+    assert len(variances) == 1
+    noise = noise_reach(*variances, len(NAMES))
+    assert isinstance(CODEC, SumCodec)
+    bits = sum_bits(CODEC.levels, len(NAMES), noise=noise)
+    # Given up before any vector was out: fresh keys, the same noise.
+    assert shop.sum(noise=noise, until=Stage.VECTORS) is None and not shop.refused
+    found = shop.sum(noise=noise)
+    assert isinstance(found, SecureSum) and found.members == NAMES
+    drawn = np.sum([share.drawn for share in shares if share is not None], axis=0)
+    sums = signed_sums(found.values, bits, noise=noise)
+    np.testing.assert_array_equal(sums, plain_sum() + drawn)
+    assert np.abs(drawn).max() > 255, "a value of an update is nothing beside it"
+
+
+@pytest.mark.parametrize("stage", [Stage.CONSENTS, Stage.REVEALS])
+def test_an_update_whose_noise_is_out_is_in_no_other_attempt(tmp_path: Path, stage: Stage) -> None:
+    shop = Shop(tmp_path, {})
+    shop.train(clip=2.4, noise=0.5)
+    assert isinstance(CODEC, SumCodec)
+    step = CODEC.step(ParamSpec.of(update_of("saw")))
+    noise = noise_reach(share_variance(0.5, 2.4, step), len(NAMES))
+    assert shop.sum(noise=noise, until=stage) is None
+    assert isinstance(shop.sum(noise=noise), Aborted)
+    assert len(shop.refused) == 4
+    assert all("that noise is accounted for once" in reason for reason in shop.refused.values())
 
 
 def test_a_device_that_saw_another_plan_is_not_summed_with(tmp_path: Path) -> None:

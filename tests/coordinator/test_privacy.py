@@ -9,7 +9,13 @@ from dataclasses import replace
 import pytest
 
 from aggregation.errors import BudgetError, PrivacyError
-from aggregation.privacy.accountant import FixedRound, PoissonRound, epsilon_of
+from aggregation.privacy.accountant import (
+    FixedRound,
+    LocalRound,
+    PoissonRound,
+    SummedRound,
+    epsilon_of,
+)
 from aggregation.privacy.adaptive_clipping import update_multiplier
 from coordinator.errors import JobError
 from coordinator.job import Job
@@ -23,9 +29,10 @@ NAMES = [f"client-{number:03d}" for number in range(100)]
 
 def job_of(count: int = 10, drawn: int = 20, clients: int = 100, **settings: object) -> Job:
     section = {"mode": "central", "noise_multiplier": 1.0, **settings}
+    codec = "grid:8,0.05" if section["mode"] == "distributed" else "float32"
     return Job(
         data=DataSection(clients=clients, held_out=0.0),
-        update=UpdateSection(metrics=""),
+        update=UpdateSection(metrics="", codec=codec),
         aggregation=AggregationSection(weighting="uniform"),
         rounds=RoundsSection(count=count, clients_per_round=drawn),
         privacy=PrivacySection(**section),  # type: ignore[arg-type]
@@ -87,6 +94,27 @@ def test_samples_of_a_fixed_size_are_accounted_for_as_such() -> None:
     assert whole.mechanism == PoissonRound(rate=1.0, multiplier=1.0)
     assert whole.drawn == 100
     assert privacy_of(population=400).mechanism == PoissonRound(rate=0.05, multiplier=1.0)
+
+
+def test_clients_of_a_sum_share_its_noise_among_those_that_may_be_counted_on() -> None:
+    shared = {"mode": "distributed", "noise_multiplier": 2.0, "secure_aggregation": True}
+    found = privacy_of(**shared, drawn=40, min_survivors=20, corrupt=0.1)
+    assert found.mechanism == SummedRound(multiplier=2.0)
+    # 4 of 40 may be traitors: 16 shares have to be enough.
+    assert found.share == 0.5
+    assert found.most_asked == 40 and found.draw(NAMES, SEED) is None and found.needs == 0
+    everybody = privacy_of(**shared, drawn=0, min_survivors=60, corrupt=0.0)
+    assert everybody.most_asked == everybody.population == 100
+    assert privacy_of().share == 0.0
+
+
+def test_a_client_alone_has_all_of_the_noise() -> None:
+    found = privacy_of(mode="local", noise_multiplier=0.0, epsilon=30.0, drawn=0)
+    assert isinstance(found.mechanism, LocalRound)
+    assert found.share == found.mechanism.multiplier > 1
+    assert epsilon_of(found.mechanism, 10, 1e-5) <= 30.0
+    assert found.draw(NAMES, SEED) is None and found.most_asked == 0
+    assert found.miscounted(7) == ""
 
 
 def test_each_client_is_drawn_by_itself_with_the_rate_that_is_accounted_for() -> None:

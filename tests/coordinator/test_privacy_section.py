@@ -99,7 +99,7 @@ def test_the_same_keys_are_free_where_nothing_is_promised() -> None:
     [
         (["privacy.epsilon=0"], "privacy.epsilon"),
         (["privacy.mode=none"], "privacy.mode"),
-        (["privacy.mode=local"], "privacy.mode"),
+        (["privacy.mode=nobody"], "privacy.mode"),
         (["privacy.delta=0"], "privacy.delta"),
         (["privacy.delta=1e-11"], "privacy.delta"),
         (["privacy.delta=1"], "privacy.delta"),
@@ -112,6 +112,61 @@ def test_the_same_keys_are_free_where_nothing_is_promised() -> None:
 )
 def test_settings_that_promise_nothing_are_refused(overrides: list[str], key: str) -> None:
     assert faults_of(*overrides)[0].startswith(f"{key} = ")
+
+
+LOCAL = ("privacy.mode=local", "rounds.clients_per_round=0")
+SHARED = (
+    "privacy.mode=distributed",
+    "privacy.secure_aggregation=true",
+    "update.codec=grid:8,0.1",
+    "rounds.clients_per_round=0",
+)
+
+
+def test_what_is_made_of_updates_that_clients_have_noised_is_free() -> None:
+    for override in ("rounds.quorum=3", "rounds.min_updates=2", "aggregation.merger=median"):
+        assert private(*LOCAL, override).privacy.mode == "local"
+    assert private(*SHARED, "rounds.min_updates=2").privacy.mode == "distributed"
+
+
+@pytest.mark.parametrize("mode", [LOCAL, SHARED])
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("aggregation.weighting=samples", "larger than the noise hides"),
+        ("update.metrics=loss", "leaves them without noise"),
+        ("data.held_out=0.2", "without noise"),
+        ("training.scaffold=true", "a second release"),
+        ("method.name=sfprompt", "hidden states"),
+        ("rounds.mode=async", "no accounting covers"),
+        ("privacy.clip_quantile=0.5", "the norm is told to nobody"),
+        ("privacy.delta=0.05", "less than 1/20"),
+    ],
+)
+def test_what_breaks_the_guarantee_of_clients_noise_is_refused(
+    mode: tuple[str, ...], override: str, why: str
+) -> None:
+    found = faults_of(*mode, override)
+    assert any(f.startswith(override.partition("=")[0]) and why in f for f in found)
+
+
+@pytest.mark.parametrize(
+    ("mode", "override", "why"),
+    [
+        (LOCAL, "privacy.secure_aggregation=true", '"distributed": in a secure sum a share'),
+        (SHARED, "privacy.secure_aggregation=false", "only a share of the noise"),
+        (SHARED, "update.codec=votes:0.1", "read as a sum"),
+        (SHARED, "aggregation.merger=masked-geometric-median:0.1", "in the sum without noise"),
+        (SHARED, "privacy.corrupt=0.15", "more than 3 with 20 clients"),
+        (SHARED, "rounds.over_selection=1.5", "all are asked already"),
+    ],
+)
+def test_noise_of_clients_goes_with_sums_that_have_enough_of_it(
+    mode: tuple[str, ...], override: str, why: str
+) -> None:
+    found = faults_of(*mode, override)
+    assert any(fault.startswith(override.partition("=")[0]) or why in fault for fault in found)
+    assert any(why in fault for fault in found)
 
 
 def test_every_key_is_part_of_the_job() -> None:

@@ -56,6 +56,7 @@ def test_a_plan_is_what_the_format_says_field_by_field():
         "base_round": None,
         "client": "a",
         "clip": 0.0,
+        "noise": 0.0,
         "corrupt": 0.0,
         "downlink_codec": "float32",
         "dropouts": 0.0,

@@ -11,9 +11,14 @@ from aggregation.errors import BudgetError, PrivacyError
 from aggregation.privacy.accountant import (
     FixedRound,
     Ledger,
+    LocalRound,
+    Mechanism,
     PoissonRound,
+    SummedRound,
     calibrated,
     epsilon_of,
+    mechanism_from_json,
+    mechanism_to_json,
     rounds_within,
     spent,
 )
@@ -108,6 +113,48 @@ def test_samples_of_a_fixed_size_are_never_taken_for_poisson_samples():
     assert found.epsilon == min(found.rdp, found.pld)
     # Replacing moves twice as far as removing: nothing may come out cheaper.
     assert found.epsilon > epsilon_of(poisson, 100, DELTA)
+
+
+def test_noise_of_clients_in_a_sum_is_accounted_for_by_what_holds_of_discrete_noise():
+    import dp_accounting
+    from dp_accounting import rdp
+
+    gaussian = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(3.0), 20)
+    theirs = rdp.RdpAccountant().compose(gaussian).get_epsilon(DELTA)
+    found = spent(((SummedRound(multiplier=3.0), 20),), DELTA)
+    assert found.epsilon == found.rdp == pytest.approx(theirs, rel=1e-9)
+    # The Gaussian's own curve is lower, and is not promised of a discrete one.
+    assert found.pld == spent(((PoissonRound(rate=1.0, multiplier=3.0), 20),), DELTA).pld
+    assert found.pld < found.epsilon
+    assert found.neighbours == "one client's update or zeros"
+
+
+def test_a_clients_own_update_is_accounted_for_with_twice_the_norm_and_no_sampling():
+    found = spent(((LocalRound(multiplier=6.0), 4),), DELTA)
+    assert found.epsilon == found.pld
+    # Four releases of 3 sensitivities are one of 1.5.
+    assert gaussian_delta(1.5, found.epsilon) == pytest.approx(DELTA, rel=1e-6)
+    assert found.neighbours == "replace one"
+    z = calibrated(LocalRound(multiplier=1.0), 4, epsilon=8.0, delta=DELTA)
+    assert epsilon_of(LocalRound(multiplier=z), 4, DELTA) <= 8.0
+    assert epsilon_of(LocalRound(multiplier=z - 1e-4), 4, DELTA) > 8.0
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        PoissonRound(rate=0.5, multiplier=2.0),
+        FixedRound(clients=9, drawn=3, multiplier=2.0),
+        SummedRound(multiplier=2.0),
+        LocalRound(multiplier=2.0),
+    ],
+)
+def test_every_mechanism_is_written_down_and_read_again(mechanism: Mechanism):
+    assert mechanism_from_json(mechanism_to_json(mechanism)) == mechanism
+    other = PoissonRound(rate=0.25, multiplier=2.0)
+    if type(mechanism) is not PoissonRound:
+        with pytest.raises(PrivacyError, match="one kind"):
+            spent(((mechanism, 1), (other, 1)), DELTA)
 
 
 def test_samples_of_a_fixed_size_are_accounted_with_twice_the_norm():

@@ -13,6 +13,8 @@ from aggregation.errors import PrivacyError
 from aggregation.privacy.discrete_gaussian import discrete_gaussian
 from aggregation.privacy.distributed_gaussian import (
     accounted_multiplier,
+    noise_reach,
+    share_multiplier,
     share_variance,
     sum_divergence,
     summed_multiplier,
@@ -26,7 +28,9 @@ def test_with_the_fewest_survivors_and_the_most_traitors_noise_is_what_was_accou
 ):
     step = bound / 2**20
     fewest = honest + colluding
-    share = share_variance(multiplier, bound, step, fewest=fewest, colluding=colluding)
+    each = share_multiplier(multiplier, fewest=fewest, colluding=colluding)
+    assert Fraction(each) ** 2 * honest >= Fraction(multiplier) ** 2
+    share = share_variance(each, bound, step)
     survivors = data.draw(st.integers(fewest, fewest + 100))
     found = summed_multiplier(share, survivors - colluding, bound, step)
     assert found >= multiplier * (1 - 1e-12)
@@ -36,7 +40,7 @@ def test_with_the_fewest_survivors_and_the_most_traitors_noise_is_what_was_accou
 
 
 def test_shares_of_real_samples_add_up_to_the_noise():
-    share = share_variance(1.0, 1.0, 2.0**-12, fewest=8)
+    share = share_variance(share_multiplier(1.0, fewest=8), 1.0, 2.0**-12)
     stream = Keystream(bytes(32), "shares")
     total = sum(discrete_gaussian(share, 20_000, stream) for _ in range(8))
     assert total.std() * 2.0**-12 == pytest.approx(1.0, rel=0.03)
@@ -48,12 +52,27 @@ def test_shares_of_real_samples_add_up_to_the_noise():
         {"fewest": 0},
         {"fewest": 3, "colluding": 3},
         {"fewest": 3, "colluding": -1},
-        {"fewest": 10_000},  # shares of less than a few steps
+        {"multiplier": 0.0, "fewest": 3},
+        {"multiplier": math.nan, "fewest": 3},
     ],
 )
 def test_shares_that_do_not_add_up_to_privacy_are_refused(settings):
     with pytest.raises(PrivacyError):
-        share_variance(1.0, 1.0, 2.0**-8, **settings)
+        share_multiplier(**{"multiplier": 1.0, **settings})
+
+
+def test_shares_of_less_than_a_few_steps_are_refused():
+    assert share_variance(4.0, 1.0, 1.0) == 16
+    for share in (3.99, 0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(PrivacyError):
+            share_variance(share, 1.0, 1.0)
+
+
+@given(st.fractions(16, 10**12), st.integers(1, 1000))
+def test_a_sum_has_room_for_its_noise(variance, clients):
+    reach = noise_reach(variance, clients)
+    assert (reach - 1) ** 2 <= 144 * variance * clients + 1
+    assert reach**2 >= 144 * variance * clients
 
 
 def pmf(variance: float, reach: int) -> np.ndarray:

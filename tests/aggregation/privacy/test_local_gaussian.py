@@ -6,6 +6,7 @@ import pytest
 
 from aggregation.errors import PrivacyError
 from aggregation.privacy.analytic_gaussian import gaussian_delta
+from aggregation.privacy.gaussian import Noise
 from aggregation.privacy.local_gaussian import local_multiplier, privatised
 
 SEED = bytes(range(32))
@@ -13,8 +14,8 @@ SEED = bytes(range(32))
 
 def test_an_update_is_clipped_and_noised_for_two_updates_that_are_twice_the_norm_apart():
     delta_of = {"a": np.full(20_000, 5, "f4"), "b": np.zeros((100, 100), "f4")}
-    found = privatised(delta_of, 2.0, epsilon=4.0, delta=1e-5, seed=SEED)
     multiplier = local_multiplier(4.0, 1e-5)
+    found = privatised(delta_of, Noise(clip=2.0, multiplier=multiplier), seed=SEED)
     # From one end of the ball to the other is two norms: half the multiplier is what counts.
     assert gaussian_delta(multiplier / 2, 4.0) <= 1e-5
     assert gaussian_delta(multiplier / 2 * 0.999, 4.0) > 1e-5
@@ -28,9 +29,9 @@ def test_an_update_is_clipped_and_noised_for_two_updates_that_are_twice_the_norm
 
 def test_the_seed_decides_the_noise():
     delta_of = {"a": np.zeros(50, "f4")}
-    first = privatised(delta_of, 1.0, epsilon=1.0, delta=1e-5, seed=SEED)
-    again = privatised(delta_of, 1.0, epsilon=1.0, delta=1e-5, seed=SEED)
-    other = privatised(delta_of, 1.0, epsilon=1.0, delta=1e-5, seed=bytes(32))
+    noise = Noise(clip=1.0, multiplier=1.0)
+    first, again = (privatised(delta_of, noise, seed=SEED) for _ in range(2))
+    other = privatised(delta_of, noise, seed=bytes(32))
     assert np.array_equal(first["a"], again["a"])
     assert not (first["a"] == other["a"]).any()
 
@@ -38,6 +39,7 @@ def test_the_seed_decides_the_noise():
 def test_nothing_is_released_without_a_guarantee():
     for settings in ({"epsilon": 0.0, "delta": 1e-5}, {"epsilon": 1.0, "delta": 0.0}):
         with pytest.raises(PrivacyError):
-            privatised({"a": np.zeros(2, "f4")}, 1.0, seed=SEED, **settings)
+            local_multiplier(**settings)
     with pytest.raises(PrivacyError, match="finite"):
-        privatised({"a": np.array([np.nan], "f4")}, 1.0, epsilon=1.0, delta=1e-5, seed=SEED)
+        nan = {"a": np.array([np.nan], "f4")}
+        privatised(nan, Noise(clip=1.0, multiplier=1.0), seed=SEED)
