@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an update weighs in a secure sum, and the update times that, as it is summed.
 
-By samples: the update is cut to the codec's norm first, and what is summed is never longer than its
-weight times that norm, whatever training came to. By distance from a centre (see
+By samples: the update is cut to the codec's norm first, so that no more of it is summed than its
+weight times that norm, whatever training came to. What error feedback adds comes after that, with
+the weight that it had, and the codec cuts both together to its norm. By distance from a centre (see
 `aggregation.robust.masked_geometric_median`): the difference times its weight is no longer than the
 plan's smoothing.
 """
