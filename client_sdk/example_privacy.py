@@ -4,19 +4,14 @@
 The bundle says how many steps a round has, in how many rounds, and how many samples a client has at
 least: that is what epsilon was accounted for. A plan that goes beyond it is refused before the data
 are touched, and every round's steps are charged, durably, before the first of them is taken.
-
-A plan is known by its nonce. One that comes again after a crash is charged once: an outbox answers
-it with what was answered before, and if nothing was, nothing has left the device.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from client_sdk.charges import charge_once
 from client_sdk.errors import PlanError
-from client_sdk.work import needed
 
 if TYPE_CHECKING:
     from client_sdk.memory import ClientMemory
@@ -24,8 +19,6 @@ if TYPE_CHECKING:
     from protocol.plan import Plan
 
 CHARGED: Final = "charged"
-# One record a job, whatever rounds a coordinator says there are.
-_RECORD: Final = 0
 
 
 def charge(plan: Plan, manifest: Manifest, samples: int, memory: ClientMemory | None) -> None:
@@ -53,15 +46,9 @@ def charge(plan: Plan, manifest: Manifest, samples: int, memory: ClientMemory | 
             f"plan: its privacy was accounted for clients of at least {privacy.fewest_samples} "
             "samples, this one has fewer"
         )
-    kept = needed(memory)
-    record = kept.of_round(CHARGED, _RECORD)
-    nonce = np.frombuffer(bytes.fromhex(plan.nonce), np.uint8)
-    if record and np.array_equal(record["nonce"], nonce):
-        return
-    total = privacy.steps + (int(record["steps"]) if record else 0)
-    if total > privacy.most_steps:
+    steps, most = privacy.steps, privacy.most_steps
+    if not charge_once(memory, CHARGED, plan.nonce, cost=steps, most=most):
         raise PlanError(
             f"plan: expected at most {privacy.rounds} rounds of {privacy.steps} private steps, "
             "which this client has taken"
         )
-    kept.save(CHARGED, _RECORD, {"steps": np.array(total, np.int64), "nonce": nonce})

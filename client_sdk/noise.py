@@ -6,9 +6,6 @@ Alone (`local`) a client noises its own update, and nobody sees it without; in a
 for updates of which norm, and in how many rounds: that is what epsilon was accounted for. A plan
 that asks for less noise, for another norm or for more rounds is refused before the data are
 touched, and every round is charged, durably, before it is trained for.
-
-A plan is known by its nonce. One that comes again after a crash is charged once: an outbox answers
-it with what was answered before, and if nothing was, nothing has left the device.
 """
 
 from __future__ import annotations
@@ -26,8 +23,8 @@ from aggregation.errors import PrivacyError
 from aggregation.privacy.discrete_gaussian import discrete_gaussian
 from aggregation.privacy.distributed_gaussian import share_variance, sum_sensitivity
 from aggregation.privacy.keystream import Keystream, new_seed
+from client_sdk.charges import charge_once
 from client_sdk.errors import PlanError
-from client_sdk.work import needed
 
 if TYPE_CHECKING:
     from client_sdk.memory import ClientMemory
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
     from protocol.tensors import ParamSpec
 
 RELEASES: Final = "releases"
-# One record a job, whatever rounds a coordinator says there are.
-_RECORD: Final = 0
 
 NoiseSeed = Callable[["Plan"], bytes]
 """The seed of the noise on what a plan asks for."""
@@ -92,17 +87,10 @@ def charge_release(plan: Plan, manifest: Manifest, memory: ClientMemory | None) 
             f"plan: expected {how}, which the job's privacy was accounted for, found "
             f"min_survivors = {plan.min_survivors}"
         )
-    kept = needed(memory)
-    record = kept.of_round(RELEASES, _RECORD)
-    nonce = np.frombuffer(bytes.fromhex(plan.nonce), np.uint8)
-    if record and np.array_equal(record["nonce"], nonce):
-        return
-    total = 1 + (int(record["rounds"]) if record else 0)
-    if total > promised.rounds:
+    if not charge_once(memory, RELEASES, plan.nonce, cost=1, most=promised.rounds):
         raise PlanError(
             f"plan: expected at most {promised.rounds} noised updates, which this client has given"
         )
-    kept.save(RELEASES, _RECORD, {"rounds": np.array(total, np.int64), "nonce": nonce})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
