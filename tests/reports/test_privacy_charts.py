@@ -15,7 +15,7 @@ PLAIN = RoundLine(
 PRIVACY: dict[str, Any] = {
     "epsilon": 2.5, "epsilon_rdp": 2.9, "delta": 1e-5, "budget": 8.0, "left": 5.5,
     "neighbours": "add or remove one", "noise_multiplier": 1.2, "clip": 0.25, "unclipped": None,
-    "sampling": "poisson",
+    "mode": "central", "sampling": "poisson",
 }  # fmt: skip
 
 
@@ -59,3 +59,13 @@ def test_the_guarantee_says_about_whom_and_by_which_accounting() -> None:
     )
     assert "holds these samples or any others" in replaced
     assert "budget" not in replaced and "cross-check: none" in replaced
+
+
+def test_the_guarantee_says_who_adds_the_noise() -> None:
+    shared = guarantee(
+        {**PRIVACY, "mode": "distributed", "neighbours": "one client's update or zeros"}
+    )
+    assert "by Rényi accounting" in shared and "sends its update or zeros" in shared
+    assert "shares that clients add" in shared and "sampling" not in shared
+    local = guarantee({**PRIVACY, "mode": "local", "neighbours": "replace one"})
+    assert "on each update, added by its client" in local

@@ -65,6 +65,7 @@ def two_rounds(job: Job) -> Job:
 # Parity
 
 
+@pytest.mark.long
 def test_onnx_parity_names_the_method_that_is_farthest_off(tiny_vit: Path) -> None:
     made = parity.onnx_parity(
         QUIET,
@@ -224,6 +225,7 @@ def test_one_bit_size_counts_whole_containers() -> None:
     assert 1 / 32 < made.value <= 1 / 28 and made.holds
 
 
+@pytest.mark.long
 def test_one_bit_accuracy_gap_compares_codecs_over_seeds(
     tiny_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +239,7 @@ def test_one_bit_accuracy_gap_compares_codecs_over_seeds(
 # Device
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_device_start_gives_both_ratios(tiny_vit: Path) -> None:
     start, memory = device_start(QUIET, repetitions=1, backbone=tiny_vit)
     assert (start.name, memory.name) == ("device_start_ratio", "device_memory_ratio")
@@ -286,6 +288,7 @@ def test_what_is_exact_of_instance_pools_holds(tiny_vit: Path) -> None:
     assert nodes is not None and nodes[1] == nodes[2]
 
 
+@pytest.mark.long
 def test_folded_ssf_fails_when_the_graph_is_larger(
     tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from simulations.benchmarks import dp_sgd
 
 
+@pytest.mark.long
 def test_parity_is_of_steps_that_move_the_shipped_network() -> None:
     found = dp_sgd.dp_sgd_parity({"classifier": ("head", {}, dp_sgd.SGD)})
     assert (found.name, found.target) == ("dp_sgd_parity", "<= 1e-5")
@@ -30,6 +31,7 @@ def test_parity_fails_where_the_compiled_step_clips_otherwise(
     assert found.holds is False
 
 
+@pytest.mark.long
 def test_cost_is_a_ratio_of_times() -> None:
     (found,) = dp_sgd.dp_sgd_cost({"classifier": ("head", {}, dp_sgd.SGD)})
     assert found.name == "dp_sgd_step_ratio_head"

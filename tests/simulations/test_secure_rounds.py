@@ -242,6 +242,6 @@ def test_a_sum_of_what_are_no_updates_leaves_everything_as_it_is(
     monkeypatch.setattr(Summand, "integers", beyond)
     _, bundle, _, (report,), tensors, _ = play_sums()
     assert report.updates == 0
-    assert "no secure sum: sums: expected at most" in report.note
+    assert "no secure sum: sums: expected 0 to" in report.note
     for name, value in bundle.initial().items():
         np.testing.assert_array_equal(tensors[name], value)
