@@ -13,7 +13,7 @@ FIND_PYTHON = for python in $(PYTHON) python3.11 python3 python3.12 python3.13; 
 	&& echo "$$python" && break; done
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long check bench chaos clean
+.PHONY: help install demo test long explore check bench chaos clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ bench: install  ## measure, and print the figures beside their targets
 
 long: install  ## run the tests that the suite has no time for
 	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --dist worksteal -m long
+
+explore: install  ## run the tests of properties on examples that are drawn anew
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --dist worksteal \
+		$$(grep -rlE '^from hypothesis( |\.)' tests)
 
 chaos: install  ## kill processes and break connections while a deployment runs
 	$(BIN)/python -m pytest -s -m chaos

@@ -21,8 +21,10 @@ import pytest
 from hypothesis import settings
 
 # a busy machine is no failure: pytest-timeout bounds whole tests instead of single examples
-settings.register_profile("suite", deadline=None)
-settings.load_profile("suite")
+settings.register_profile("explore", deadline=None)
+# The same examples each time: a change is judged by what it changes. `make explore` draws new ones.
+settings.register_profile("suite", parent=settings.get_profile("explore"), derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 IMAGE_CLASSES, TEXT_CLASSES = 10, 3
 BATCH = 4
