@@ -28,9 +28,11 @@ from aggregation.selection import (
     needs_counts,
 )
 from coordinator.errors import Fault, JobError
-from coordinator.example_privacy_section import ExamplePrivacySection, example_privacy_faults
+from coordinator.example_privacy_rules import example_privacy_faults
+from coordinator.example_privacy_section import ExamplePrivacySection
 from coordinator.keys import allowed_values, value_fault
-from coordinator.privacy_section import PrivacySection, privacy_faults
+from coordinator.privacy_rules import privacy_faults
+from coordinator.privacy_section import PrivacySection
 from coordinator.sections import (
     IMAGE_BACKBONES,
     IMAGE_DATASETS,
