@@ -24,6 +24,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "sums": {"codec": "grid:8,1.0", "clip": 1.2, "secure": True},
     "votes": {"method": "one-bit-adapter", "codec": "votes:0.2", "clip": 0.3, "secure": True},
     "poisson": {"codec": "int8", "clip": 0.5, "sampling": "poisson", "drawn": 2},
+    "shares": {"mode": "distributed", "codec": "grid:8,1.0", "clip": 1.2, "secure": True},
+    "local": {"mode": "local", "codec": "int8", "clip": 0.5},
 }
 
 
@@ -46,12 +48,13 @@ def job_of(tiny_job: Any, name: str) -> Any:
         update=UpdateSection(codec=options["codec"], metrics=""),
         aggregation=AggregationSection(weighting="uniform"),
         privacy=PrivacySection(
-            mode="central",
+            mode=options.get("mode", "central"),
             epsilon=BUDGET,
             delta=DELTA,
             clip=options["clip"],
             sampling=options.get("sampling", "all"),
             secure_aggregation=options.get("secure", False),
+            corrupt=0.0,
         ),
     )
 
@@ -152,3 +155,14 @@ def test_private_jobs_are_charged_once_a_round_whoever_is_killed_meanwhile(
         job = job_of(tiny_job, "poisson")
         ward.submit(job, "poisson")
         assert max(check_what_was_spent(ward, job, "poisson")) <= DEVICES
+
+        job = job_of(tiny_job, "shares")
+        ward.submit(job, "shares")
+        assert soon(lambda: ward.sum_stage(1, job.hash()) == "Masked", 300, 0.02), ward.logs()
+        kill_device(1)
+        updates = check_what_was_spent(ward, job, "shares")
+        assert updates in ([DEVICES - 1, DEVICES], [DEVICES, DEVICES])
+
+        job = job_of(tiny_job, "local")
+        ward.submit(job, "local")
+        assert check_what_was_spent(ward, job, "local") == [DEVICES, DEVICES]
